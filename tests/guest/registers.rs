@@ -98,7 +98,11 @@ pub fn engine_registers() -> Outcome {
     // Other widths than the register's own do nothing.
     check_eq!(engine.read8(reg::ID), 0, "a byte of a 32-bit register");
     engine.write8(reg::SCRATCH, 0xff);
-    check_eq!(engine.read32(reg::SCRATCH), 0, "SCRATCH after a write of one byte");
+    check_eq!(
+        engine.read32(reg::SCRATCH),
+        0,
+        "SCRATCH after a write of one byte"
+    );
     // A 64-bit register is one access or two.
     engine.write64(reg::SRC, 0x1122_3344_5566_7788);
     check_eq!(engine.read32(reg::SRC), 0x5566_7788, "low half of SRC");

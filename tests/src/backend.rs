@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
 };
@@ -14,7 +16,7 @@ use rustix::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{binaries, process::Process};
+use crate::{PATIENCE, binaries, process::Process};
 
 /// The backend's process. Dropping it kills it.
 #[derive(Debug)]
@@ -136,6 +138,57 @@ impl Backend {
     #[track_caller]
     pub fn kill(&mut self) {
         self.process.end_by(Signal::KILL);
+    }
+
+    /// Stops it where it is, until [`Backend::resume`].
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[track_caller]
+    pub fn suspend(&mut self) {
+        self.process.suspend();
+    }
+
+    /// Lets it go on after [`Backend::suspend`].
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[track_caller]
+    pub fn resume(&mut self) {
+        self.process.resume();
+    }
+
+    /// Becomes the backend's next client and does nothing but agree on a version: when this returns, the backend is done
+    /// with its previous client, and nothing that it did was done at the new one's request.
+    ///
+    /// # Panics
+    /// When the backend refuses.
+    #[must_use]
+    #[track_caller]
+    pub fn attach(&self) -> UnixStream {
+        // Header: id, command VERSION (1), size, flags (a command), error; then version 0.0 and capabilities.
+        let capabilities = b"{}\0";
+        let mut request = vec![0, 0, 1, 0, 23, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        request.extend_from_slice(capabilities);
+        let mut stream = UnixStream::connect(self.socket()).expect("the backend listens");
+        let _ = stream.set_read_timeout(Some(PATIENCE));
+        let mut reply = [0; 16];
+        let exchanged = stream
+            .write_all(&request)
+            .and_then(|()| stream.read_exact(&mut reply));
+        if let Err(error) = exchanged {
+            panic!(
+                "the backend takes no new client: {error}\n{}",
+                self.report()
+            );
+        }
+        assert_eq!(
+            reply[8..16],
+            [1, 0, 0, 0, 0, 0, 0, 0],
+            "not a good reply\n{}",
+            self.report()
+        );
+        stream
     }
 
     /// Asks it to end, as a service manager would.

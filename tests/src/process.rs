@@ -13,7 +13,9 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{Pid, PidfdFlags, Signal, pidfd_open},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    },
     time::Timespec,
 };
 
@@ -147,8 +149,36 @@ impl Process {
     #[track_caller]
     pub fn end_by(&mut self, signal: Signal) -> ExitStatus {
         // An error means that it has ended already, which is what is wanted.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+        let _ = pidfd_send_signal(&self.pidfd, signal);
         self.wait()
+    }
+
+    /// Stops it (SIGSTOP), and returns once it has stopped.
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[track_caller]
+    pub fn suspend(&mut self) {
+        self.signal(Signal::STOP);
+        // Not WEXITED: a child that ends is still ours to reap.
+        let stopped = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::STOPPED);
+        assert!(stopped.is_ok(), "{} does not stop: {stopped:?}", self.name);
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[track_caller]
+    pub fn resume(&mut self) {
+        self.signal(Signal::CONT);
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: Signal) {
+        if let Err(error) = pidfd_send_signal(&self.pidfd, signal) {
+            panic!("{} takes no signal: {error}\n{}", self.name, self.report());
+        }
     }
 
     /// All that is known about it, for a failure message.
