@@ -6,13 +6,17 @@
 
 readonly SUITE=trixie
 readonly BACKPORTS=trixie-backports
-readonly KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+# Newer releases of the keyring package prefer the other suffix.
+readonly KEYRINGS=/usr/share/keyrings/debian-archive-keyring
+KEYRING=$KEYRINGS.gpg
+[ -r "$KEYRING" ] || KEYRING=$KEYRINGS.pgp
 
 # Base URIs from which the machine takes a Debian release, most likely first. The security archive and third-party
 # repositories have suites of other shapes and fall out; a repository that passes but is not Debian's fails its signature.
 debian_mirrors() {
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 2>/dev/null |
-        awk '$2 ~ /^[a-z]+(-updates|-backports)?$/ && !seen[$1]++ { print $1 }'
+    # Not `apt-get indextargets`, which knows nothing before the machine's first update.
+    apt-get update --print-uris 2>/dev/null |
+        sed -nE "s,^'(.+)/dists/[a-z]+(-updates|-backports)?/InRelease' .*,\\1,p" | awk '!seen[$0]++'
 }
 
 # The machine's transport settings (proxies, certificates, clock tolerance); its indexes and hooks are not ours.
@@ -27,7 +31,7 @@ apt_open() {
     for tool in apt-get apt-cache apt-config dpkg-deb; do
         command -v "$tool" >/dev/null || unavailable "this machine has no $tool (the packages come from a Debian mirror)"
     done
-    [ -r "$KEYRING" ] || unavailable "no Debian archive keyring at $KEYRING"
+    [ -r "$KEYRING" ] || unavailable "no Debian archive keyring at $KEYRINGS.gpg"
     # Asked now, before APT_CONFIG hides the machine's sources.
     local mirrors
     mirrors=$(debian_mirrors)
