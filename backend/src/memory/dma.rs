@@ -44,6 +44,8 @@ pub struct DmaFault {
     pub iova: u64,
     /// Why not.
     pub reason: FaultReason,
+    /// Bytes of the access that were done before.
+    pub done: u64,
 }
 
 /// Why an access of the device failed.
@@ -83,7 +85,7 @@ struct Piece<'a> {
 
 impl State {
     fn piece(&self, iova: u64, limit: u64, access: Access) -> Result<Piece<'_>, DmaFault> {
-        let fault = |reason| DmaFault { iova, reason };
+        let fault = |reason| fault(iova, reason);
         let (start, map) = self
             .containing(iova)
             .ok_or_else(|| fault(FaultReason::Unmapped))?;
@@ -105,10 +107,8 @@ impl State {
 
     /// The client's own hand, for memory without a descriptor.
     fn messages(&self, iova: u64) -> Result<Arc<dyn MessageDma>, DmaFault> {
-        self.messages.clone().ok_or(DmaFault {
-            iova,
-            reason: FaultReason::NoDescriptor,
-        })
+        let fault = fault(iova, FaultReason::NoDescriptor);
+        self.messages.clone().ok_or(fault)
     }
 }
 
@@ -125,8 +125,8 @@ impl Piece<'_> {
             return Ok(false);
         };
         let lost = |beyond: usize| DmaFault {
-            iova: iova.saturating_add(beyond as u64),
-            reason: FaultReason::Lost,
+            done: beyond as u64,
+            ..fault(iova.saturating_add(beyond as u64), FaultReason::Lost)
         };
         let slice = usize::try_from(self.offset)
             .ok()
@@ -162,30 +162,41 @@ impl AddressSpace {
         let mut bounce = Vec::new();
         let mut done = 0;
         while done < len {
-            // Wraps to 0 only after the last byte of the space, when nothing is left to do.
+            // The range does not wrap, so this does not either.
             let at = iova.wrapping_add(done);
-            let state = self.state();
-            let piece = state.piece(at, len - done, access)?;
-            let length = piece.length;
-            if piece.visit(at, length, &mut visit)? {
-                done += length as u64;
-                continue;
-            }
-            let messages = state.messages(at)?;
-            drop(state);
-            let length = length.min(BOUNCE);
-            bounce.resize(length, 0);
-            let failed = |iova| move |error: io::Error| client_fault(iova, &error);
-            if access.allows(Access::READ) {
-                messages.read(at, &mut bounce).map_err(failed(at))?;
-            }
-            visit(VolatileSlice::from(bounce.as_mut_slice()));
-            if access.allows(Access::WRITE) {
-                messages.write(at, &bounce).map_err(failed(at))?;
-            }
-            done += length as u64;
+            let piece = self.visit_piece(at, len - done, access, &mut bounce, &mut visit);
+            done += piece.map_err(|fault| fault.after(done))? as u64;
         }
         Ok(())
+    }
+
+    /// One piece of at most `limit` bytes; how many bytes it had.
+    fn visit_piece(
+        &self,
+        iova: u64,
+        limit: u64,
+        access: Access,
+        bounce: &mut Vec<u8>,
+        visit: &mut impl FnMut(VolatileSlice<'_>),
+    ) -> Result<usize, DmaFault> {
+        let state = self.state();
+        let piece = state.piece(iova, limit, access)?;
+        let length = piece.length;
+        if piece.visit(iova, length, &mut *visit)? {
+            return Ok(length);
+        }
+        let messages = state.messages(iova)?;
+        drop(state);
+        let failed = |error| client_fault(iova, &error);
+        bounce.resize(length.min(BOUNCE), 0);
+        if access.allows(Access::READ) {
+            messages.read(iova, bounce).map_err(failed)?;
+        }
+        visit(VolatileSlice::from(bounce.as_mut_slice()));
+        if access.allows(Access::WRITE) {
+            messages.write(iova, bounce).map_err(failed)?;
+        }
+        Ok(bounce.len())
     }
 
     /// Fills `data` from guest memory.
@@ -227,42 +238,70 @@ impl AddressSpace {
         let mut done = 0;
         while done < len {
             let (from, to) = (src.wrapping_add(done), dst.wrapping_add(done));
-            let state = self.state();
-            let source = state.piece(from, len - done, Access::READ)?;
-            let target = state.piece(to, len - done, Access::WRITE)?;
-            let length = source.length.min(target.length);
-            if source.map.memory.is_some() && target.map.memory.is_some() {
-                let mut written = Ok(true);
-                source.visit(from, length, |source| {
-                    written = target.visit(to, length, |target| {
-                        source.copy_to_volatile_slice(target);
-                    });
-                })?;
-                written?;
-                done += length as u64;
-            } else {
-                drop(state);
-                let length = length.min(BOUNCE);
-                bounce.resize(length, 0);
-                self.read(from, &mut bounce)?;
-                self.write(to, &bounce)?;
-                done += length as u64;
-            }
+            let piece = self.copy_piece(from, to, len - done, &mut bounce);
+            done += piece.map_err(|fault| fault.after(done))? as u64;
         }
         Ok(())
+    }
+
+    /// Copies at most `limit` bytes that lie in one map on either side; how many there were.
+    fn copy_piece(
+        &self,
+        src: u64,
+        dst: u64,
+        limit: u64,
+        bounce: &mut Vec<u8>,
+    ) -> Result<usize, DmaFault> {
+        let state = self.state();
+        let source = state.piece(src, limit, Access::READ)?;
+        let target = state.piece(dst, limit, Access::WRITE)?;
+        let length = source.length.min(target.length);
+        if source.map.memory.is_some() && target.map.memory.is_some() {
+            let mut written = Ok(true);
+            source.visit(src, length, |source| {
+                written = target.visit(dst, length, |target| {
+                    source.copy_to_volatile_slice(target);
+                });
+            })?;
+            return written.map(|_| length);
+        }
+        drop(state);
+        bounce.resize(length.min(BOUNCE), 0);
+        // What was only read is not done yet.
+        self.read(src, bounce)
+            .map_err(|fault| DmaFault { done: 0, ..fault })?;
+        self.write(dst, bounce)?;
+        Ok(bounce.len())
+    }
+}
+
+/// A fault before anything was done.
+fn fault(iova: u64, reason: FaultReason) -> DmaFault {
+    DmaFault {
+        iova,
+        reason,
+        done: 0,
+    }
+}
+
+impl DmaFault {
+    /// The same fault of an access that had done `before` bytes already.
+    fn after(self, before: u64) -> Self {
+        Self {
+            done: before.saturating_add(self.done),
+            ..self
+        }
     }
 }
 
 fn check_wrap(iova: u64, len: u64) -> Result<(), DmaFault> {
-    let reason = FaultReason::Wraps;
     match iova.checked_add(len.saturating_sub(1)) {
         Some(_) => Ok(()),
-        None => Err(DmaFault { iova, reason }),
+        None => Err(fault(iova, FaultReason::Wraps)),
     }
 }
 
 fn client_fault(iova: u64, error: &io::Error) -> DmaFault {
     let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
-    let reason = FaultReason::Client(errno);
-    DmaFault { iova, reason }
+    fault(iova, FaultReason::Client(errno))
 }

@@ -49,8 +49,8 @@ fn refused(space: &AddressSpace, request: MapRequest) -> Errno {
     space.map(request).unwrap_err().errno()
 }
 
-fn fault(iova: u64, reason: FaultReason) -> Result<(), DmaFault> {
-    Err(DmaFault { iova, reason })
+fn fault(done: u64, iova: u64, reason: FaultReason) -> Result<(), DmaFault> {
+    Err(DmaFault { iova, reason, done })
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn the_last_page_of_the_space_can_be_used() {
     assert_eq!(byte, [5]);
     assert_eq!(
         space.write(last_page, &[5; 4097]),
-        fault(last_page, FaultReason::Wraps)
+        fault(0, last_page, FaultReason::Wraps)
     );
     space.unmap(last_page, P).unwrap();
 }
@@ -185,7 +185,10 @@ fn an_unmapped_file_is_let_go() {
 fn tracked_only_never_maps() {
     let space = AddressSpace::new(CpuAccess::TrackedOnly, DEFAULT_MAX_MAPS);
     map(&space, 0, 1, Access::READ_WRITE);
-    assert_eq!(space.read(0, &mut [0]), fault(0, FaultReason::NoDescriptor));
+    assert_eq!(
+        space.read(0, &mut [0]),
+        fault(0, 0, FaultReason::NoDescriptor)
+    );
 }
 
 #[test]
@@ -212,23 +215,26 @@ fn a_fault_names_address_and_reason() {
     map(&space, P, 1, Access::READ);
     map(&space, 3 * P, 1, Access::WRITE);
     let mut buffer = [0; 3 * 4096];
-    assert_eq!(space.write(8, &buffer), fault(P, FaultReason::NotWritable));
+    assert_eq!(
+        space.write(8, &buffer),
+        fault(P - 8, P, FaultReason::NotWritable)
+    );
     assert_eq!(
         space.read(8, &mut buffer),
-        fault(2 * P, FaultReason::Unmapped)
+        fault(2 * P - 8, 2 * P, FaultReason::Unmapped)
     );
     assert_eq!(
         space.read(3 * P, &mut buffer),
-        fault(3 * P, FaultReason::NotReadable)
+        fault(0, 3 * P, FaultReason::NotReadable)
     );
     assert_eq!(
         space.copy(0, 3 * P, 2 * P),
-        fault(4 * P, FaultReason::Unmapped)
+        fault(P, 4 * P, FaultReason::Unmapped)
     );
     assert_eq!(space.copy(0, 0, 0), Ok(()));
     assert_eq!(
         space.copy(u64::MAX, 0, 2),
-        fault(u64::MAX, FaultReason::Wraps)
+        fault(0, u64::MAX, FaultReason::Wraps)
     );
 }
 
@@ -251,14 +257,14 @@ fn a_truncated_file_is_a_fault_where_it_ends() {
     pwrite(&file, b"kept", P - 4).unwrap();
     ftruncate(&file, P).unwrap();
     let mut buffer = [1; 2 * 4096];
-    let lost = fault(0x11 * P, FaultReason::Lost);
+    let lost = fault(P, 0x11 * P, FaultReason::Lost);
     assert_eq!(space.read(0x10 * P, &mut buffer), lost);
     assert_eq!(&buffer[4092..4100], b"kept\0\0\0\0");
     assert_eq!(space.copy(0x10 * P, 0x20 * P, 2 * P), lost);
     assert_eq!(space.copy(0x20 * P, 0x10 * P, 2 * P), lost);
     assert_eq!(
         space.read(0x12 * P, &mut [0]),
-        fault(0x12 * P, FaultReason::Lost)
+        fault(0, 0x12 * P, FaultReason::Lost)
     );
     space.read(0x10 * P, &mut [0; 4096]).unwrap();
     pwrite(&other, b"x", 0).unwrap();
@@ -313,7 +319,7 @@ fn memory_without_a_descriptor_goes_through_the_client() {
     let file = map(&space, size, 100, Access::READ_WRITE);
     assert_eq!(
         space.write(4, b"hello"),
-        fault(4, FaultReason::NoDescriptor)
+        fault(0, 4, FaultReason::NoDescriptor)
     );
     let client = Client::new();
     space.set_message_dma(Some(client.clone()));
@@ -330,7 +336,7 @@ fn memory_without_a_descriptor_goes_through_the_client() {
         client.memory.lock().unwrap()[40_960..40_966],
         [3, 3, 3, 3, b'h', 3]
     );
-    let failed = fault(80 * P, FaultReason::Client(Errno::FAULT));
+    let failed = fault(0, 80 * P, FaultReason::Client(Errno::FAULT));
     assert_eq!(space.write(80 * P, &[0; 8]), failed);
     assert!(client.asked.lock().unwrap().iter().all(|n| *n <= 64 << 10));
     space.clear();
