@@ -2,8 +2,12 @@
 //! The software GPU.
 
 pub mod bochs;
+mod command;
 pub mod edid;
+mod engine;
 mod options;
+pub mod registers;
 pub mod vram;
 
+pub use engine::Engine;
 pub use options::{ModelOptions, OptionsError};
