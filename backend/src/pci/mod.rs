@@ -45,6 +45,7 @@ mod msix_table;
 mod range;
 mod register_block;
 pub mod registers;
+pub mod rom;
 mod state;
 mod walk;
 
