@@ -3,4 +3,5 @@
 
 pub mod device;
 pub mod interrupts;
+pub mod pci;
 pub mod poller;
