@@ -4,4 +4,5 @@
 pub mod device;
 pub mod interrupts;
 pub mod memory;
+pub mod pci;
 pub mod poller;

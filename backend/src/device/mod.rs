@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::pci::ConfigSpace;
 
 /// Region indexes of a PCI device (linux/vfio.h, `VFIO_PCI_*_REGION_INDEX`).
 pub mod region {
@@ -124,6 +125,9 @@ pub enum ResetCause {
 pub trait Device: Send + Sync + fmt::Debug {
     /// A short name for people, such as `model GPU, 64 MiB`.
     fn name(&self) -> String;
+
+    /// The power-on config space of the device, which the composition starts from.
+    fn config_space(&self) -> ConfigSpace;
 
     /// Whether [`Self::reset`] works.
     fn resettable(&self) -> bool;
