@@ -1,2 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Placeholder until the first module lands.
+//! The process that owns a GPU and serves it to a virtual machine monitor over vfio-user.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`server`] | the listening socket, the session, one function per command |
+//! | [`function`] | the PCI function as the client sees it: composition in front of a device |
+//! | [`pci`] | config space, capability lists, MSI-X table, ROM images: pure |
+//! | [`device`] | the trait of a device, and [`device::model`], the software GPU |
+//! | [`memory`] | guest memory that the device reaches (DMA maps) |
+//! | [`interrupts`], [`routes`] | eventfds, levels and masks; where the guest wants messages delivered |
+//! | [`options`] | the command line |
+//! | [`poller`], [`ratelimit`], [`report`] | epoll, bounded logging, errors for people |
+
+pub mod device;
+pub mod function;
+pub mod interrupts;
+pub mod memory;
+pub mod options;
+pub mod pci;
+pub mod poller;
+pub mod ratelimit;
+pub mod report;
+pub mod routes;
+pub mod server;

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What can be chosen of the model GPU on the command line: `--model[=vram=SIZE,vram-file=PATH]`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::vram;
+
+/// A model GPU, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Bytes of VRAM: a power of two from [`vram::MIN_SIZE`] to [`vram::MAX_SIZE`].
+    pub vram_size: u64,
+    /// The file to keep VRAM in; `None` for memory without a name. A comma cannot be part of it.
+    pub vram_file: Option<PathBuf>,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            vram_size: vram::DEFAULT_SIZE,
+            vram_file: None,
+        }
+    }
+}
+
+/// Why the text after `--model=` is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionsError {
+    /// Nobody knows this key.
+    #[error("Unknown key {0:?} of the model GPU (known: vram=SIZE, vram-file=PATH)")]
+    UnknownKey(String),
+    /// A key without `=` and value.
+    #[error("Key {0:?} of the model GPU needs a value (vram=SIZE, vram-file=PATH)")]
+    NoValue(String),
+    /// A key is there twice.
+    #[error("Key {0:?} of the model GPU is given twice")]
+    Twice(String),
+    /// Not a size, or not one that VRAM can have.
+    #[error("VRAM size {0:?}: must be a power of two from 1M to 16G (suffixes K, M, G)")]
+    Size(String),
+}
+
+impl FromStr for ModelOptions {
+    type Err = OptionsError;
+
+    /// Parses `key=value,...`; the empty text gives the defaults.
+    fn from_str(text: &str) -> Result<Self, OptionsError> {
+        let (mut size, mut file) = (None, None);
+        for part in text.split(',').filter(|_| !text.is_empty()) {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            if !["vram", "vram-file"].contains(&key) {
+                return Err(OptionsError::UnknownKey(key.to_owned()));
+            }
+            if value.is_empty() {
+                return Err(OptionsError::NoValue(key.to_owned()));
+            }
+            let earlier = match key {
+                "vram" => size.replace(parse_size(value)?).is_some(),
+                _ => file.replace(PathBuf::from(value)).is_some(),
+            };
+            if earlier {
+                return Err(OptionsError::Twice(key.to_owned()));
+            }
+        }
+        Ok(Self {
+            vram_size: size.unwrap_or(vram::DEFAULT_SIZE),
+            vram_file: file,
+        })
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, OptionsError> {
+    let error = || OptionsError::Size(text.to_owned());
+    let shift = match text.bytes().last() {
+        Some(b'k' | b'K') => 10,
+        Some(b'm' | b'M') => 20,
+        Some(b'g' | b'G') => 30,
+        _ => 0,
+    };
+    // The suffix is ASCII, so that the cut is at a character's end.
+    let digits = &text[..text.len() - usize::from(shift > 0)];
+    // `parse` alone would take a sign.
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(error());
+    }
+    let number: u64 = digits.parse().map_err(|_| error())?;
+    let size = number.checked_mul(1 << shift).ok_or_else(error)?;
+    if size.is_power_of_two() && (vram::MIN_SIZE..=vram::MAX_SIZE).contains(&size) {
+        Ok(size)
+    } else {
+        Err(error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_options() {
+        assert_eq!("".parse(), Ok(ModelOptions::default()));
+        for (text, size) in [
+            ("vram=1M", 1 << 20),
+            ("vram=1024K", 1 << 20),
+            ("vram=16g", 16 << 30),
+            ("vram=67108864", 64 << 20),
+        ] {
+            let options: ModelOptions = text.parse().unwrap();
+            assert_eq!(options.vram_size, size, "{text}");
+            assert_eq!(options.vram_file, None);
+        }
+        let options: ModelOptions = "vram-file=/tmp/a=b,vram=2M".parse().unwrap();
+        assert_eq!(options.vram_file, Some("/tmp/a=b".into()));
+        assert_eq!(options.vram_size, 2 << 20);
+    }
+
+    #[test]
+    fn bad_options_say_what_is_allowed() {
+        let error = |text: &str| text.parse::<ModelOptions>().unwrap_err();
+        for size in [
+            "0",
+            "3M",
+            "512K",
+            "32G",
+            "1T",
+            "M",
+            "+1M",
+            "-1M",
+            "1.5G",
+            "0x100000",
+            "99999999999999999999",
+            "18446744073709551615G",
+            "ü",
+        ] {
+            let text = format!("vram={size}");
+            assert_eq!(error(&text), OptionsError::Size(size.into()), "{text}");
+        }
+        let unknown = error("vran=1M");
+        assert_eq!(unknown, OptionsError::UnknownKey("vran".into()));
+        assert!(unknown.to_string().contains("vram-file=PATH"));
+        assert_eq!(error("vram"), OptionsError::NoValue("vram".into()));
+        assert_eq!(
+            error("vram-file="),
+            OptionsError::NoValue("vram-file".into())
+        );
+        assert_eq!(error("vram=1M,vram=2M"), OptionsError::Twice("vram".into()));
+        assert_eq!(error(","), OptionsError::UnknownKey(String::new()));
+        assert_eq!(error("vram=1M,"), OptionsError::UnknownKey(String::new()));
+    }
+}

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The video memory of the model GPU: a file that the client maps and that the engine works on.
+//!
+//! The client gets the descriptor and may do with the file what it likes. A memfd is sealed, so that its
+//! size stays; a named file cannot be, and may be truncated: then accesses find it lost until the next
+//! [`Vram::zero`].
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use rustix::fs::{
+    FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, fallocate, fcntl_add_seals,
+    fstat, ftruncate, memfd_create, open,
+};
+use rustix::io::{Errno, pwrite};
+use vm_memory::VolatileSlice;
+
+use crate::memory::{Access, Mapping, MappingError};
+
+/// The least VRAM, in bytes.
+pub const MIN_SIZE: u64 = 1 << 20;
+/// The most VRAM, in bytes.
+pub const MAX_SIZE: u64 = 16 << 30;
+/// VRAM unless told otherwise, in bytes.
+pub const DEFAULT_SIZE: u64 = 64 << 20;
+
+/// Bytes written at once where holes cannot be punched.
+const ZERO_CHUNK: usize = 1 << 20;
+
+/// Why VRAM cannot be had, or not cleared.
+#[derive(Debug, thiserror::Error)]
+pub enum VramError {
+    /// Not a power of two between [`MIN_SIZE`] and [`MAX_SIZE`].
+    #[error("VRAM of {0} bytes: must be a power of two from 1M to 16G")]
+    Size(u64),
+    /// The path names something that is no regular file.
+    #[error("VRAM file {} is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// The operating system refused.
+    #[error("VRAM: {what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: Errno,
+    },
+    /// The file cannot be mapped.
+    #[error("VRAM cannot be mapped")]
+    Mapping(#[from] MappingError),
+}
+
+impl From<VramError> for io::Error {
+    fn from(error: VramError) -> Self {
+        match error {
+            VramError::Size(_) | VramError::NotAFile(_) => Errno::INVAL.into(),
+            VramError::Io { source, .. } => source.into(),
+            VramError::Mapping(error) => error.errno().into(),
+        }
+    }
+}
+
+/// Why an access to VRAM failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VramFault {
+    /// The range is not all inside.
+    #[error("Outside VRAM: offset {offset:#x}, {length:#x} bytes")]
+    Outside {
+        /// Bytes from the start.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
+    /// The file no longer reaches this far.
+    #[error("VRAM is lost from {offset:#x} on, its file was truncated")]
+    Lost {
+        /// Bytes from the start.
+        offset: u64,
+    },
+}
+
+/// Video memory, zero at first, of which only what is touched takes room.
+#[derive(Debug)]
+pub struct Vram {
+    file: OwnedFd,
+    size: u64,
+    /// Replaced only when it was lost.
+    mapping: RwLock<Mapping>,
+}
+
+impl Vram {
+    /// VRAM that nobody can name, for the client to map.
+    ///
+    /// # Errors
+    /// A bad size, or what the operating system says.
+    pub fn anonymous(size: u64) -> Result<Self, VramError> {
+        check_size(size)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("model-gpu-vram", flags).map_err(refused("memfd_create"))?;
+        ftruncate(&file, size).map_err(refused("ftruncate"))?;
+        // SEAL too: the client must not add a seal against writing, which would forbid punching holes.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals).map_err(refused("sealing the size"))?;
+        Self::over(file, size)
+    }
+
+    /// VRAM in a file, created if need be, so that what the guest drew can be looked at. Its former contents
+    /// are dropped.
+    ///
+    /// # Errors
+    /// A bad size, a path that is no regular file, or what the operating system says.
+    pub fn named(path: &Path, size: u64) -> Result<Self, VramError> {
+        check_size(size)?;
+        // NONBLOCK: opening a fifo must not wait for its other end.
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = open(path, flags | OFlags::NOCTTY, mode).map_err(refused("opening the file"))?;
+        let status = fstat(&file).map_err(refused("fstat"))?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+            return Err(VramError::NotAFile(path.to_path_buf()));
+        }
+        ftruncate(&file, size).map_err(refused("ftruncate"))?;
+        let vram = Self::over(file, size)?;
+        vram.zero()?;
+        Ok(vram)
+    }
+
+    fn over(file: OwnedFd, size: u64) -> Result<Self, VramError> {
+        let mapping = Mapping::new(file.as_fd(), 0, size, Access::READ_WRITE)?;
+        Ok(Self {
+            file,
+            size,
+            mapping: RwLock::new(mapping),
+        })
+    }
+
+    /// Bytes of VRAM.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file, for the client to map from offset 0.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn mapping(&self) -> RwLockReadGuard<'_, Mapping> {
+        self.mapping.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `visit` with part of the memory, which must not use this VRAM itself.
+    ///
+    /// # Errors
+    /// The range is not inside, or the file was found truncated.
+    pub fn with<R>(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: impl FnOnce(VolatileSlice<'_>) -> R,
+    ) -> Result<R, VramFault> {
+        let mapping = self.mapping();
+        let result = visit(part(&mapping, offset, length)?);
+        check_kept(&mapping, offset, length)?;
+        Ok(result)
+    }
+
+    /// Copies within VRAM. Ranges that overlap are copied as by memmove.
+    ///
+    /// # Errors
+    /// As [`Self::with`].
+    pub fn copy(&self, src: u64, dst: u64, length: u64) -> Result<(), VramFault> {
+        let mapping = self.mapping();
+        let source = part(&mapping, src, length)?;
+        source.copy_to_volatile_slice(part(&mapping, dst, length)?);
+        check_kept(&mapping, src, length)?;
+        check_kept(&mapping, dst, length)
+    }
+
+    /// Fills `data` from VRAM.
+    ///
+    /// # Errors
+    /// As [`Self::with`].
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), VramFault> {
+        self.with(offset, data.len() as u64, |slice| {
+            slice.copy_to(data);
+        })
+    }
+
+    /// Writes `data` to VRAM.
+    ///
+    /// # Errors
+    /// As [`Self::with`].
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), VramFault> {
+        self.with(offset, data.len() as u64, |slice| slice.copy_from(data))
+    }
+
+    /// Makes every byte 0 and gives the room back; a named file that was truncated is whole again.
+    ///
+    /// # Errors
+    /// What the operating system says; the contents are then unknown.
+    pub fn zero(&self) -> Result<(), VramError> {
+        let status = fstat(&self.file).map_err(refused("fstat"))?;
+        if u64::try_from(status.st_size) != Ok(self.size) {
+            ftruncate(&self.file, self.size).map_err(refused("ftruncate"))?;
+        }
+        let all = usize::try_from(self.size).unwrap_or(usize::MAX);
+        if self.mapping().lost_within(0, all).is_some() {
+            let whole = Mapping::new(self.file.as_fd(), 0, self.size, Access::READ_WRITE)?;
+            *self.mapping.write().unwrap_or_else(PoisonError::into_inner) = whole;
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, punch, 0, self.size) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => self.write_zeros().map_err(refused("writing zeros")),
+            Err(errno) => Err(refused("punching a hole")(errno)),
+        }
+    }
+
+    /// For file systems that cannot punch holes.
+    fn write_zeros(&self) -> Result<(), Errno> {
+        let zeros = vec![0; ZERO_CHUNK];
+        let mut offset = 0;
+        while offset < self.size {
+            let rest = usize::try_from(self.size - offset).unwrap_or(ZERO_CHUNK);
+            match pwrite(&self.file, &zeros[..rest.min(ZERO_CHUNK)], offset) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(written) => offset += written as u64,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn part(mapping: &Mapping, offset: u64, length: u64) -> Result<VolatileSlice<'_>, VramFault> {
+    let from = usize::try_from(offset).ok();
+    let count = usize::try_from(length).ok();
+    from.zip(count)
+        .and_then(|(from, count)| mapping.slice(from, count))
+        .ok_or(VramFault::Outside { offset, length })
+}
+
+/// Whether an access that is over was to the file all along.
+fn check_kept(mapping: &Mapping, offset: u64, length: u64) -> Result<(), VramFault> {
+    // Both fitted into the mapping, so they fit into usize.
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let count = usize::try_from(length).unwrap_or(usize::MAX);
+    match mapping.lost_within(from, count) {
+        Some(at) => Err(VramFault::Lost { offset: at as u64 }),
+        None => Ok(()),
+    }
+}
+
+fn check_size(size: u64) -> Result<(), VramError> {
+    if size.is_power_of_two() && (MIN_SIZE..=MAX_SIZE).contains(&size) {
+        Ok(())
+    } else {
+        Err(VramError::Size(size))
+    }
+}
+
+fn refused(what: &'static str) -> impl FnOnce(Errno) -> VramError {
+    move |source| VramError::Io { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::fcntl_get_seals;
+    use rustix::io::pread;
+
+    use super::*;
+
+    fn blocks(file: BorrowedFd<'_>) -> i64 {
+        fstat(file).unwrap().st_blocks
+    }
+
+    /// A path that no other test has, removed at the end.
+    struct TempPath(PathBuf);
+
+    impl TempPath {
+        fn new(name: &str) -> Self {
+            let name = format!("vfio-user-gpu-{}-{name}", std::process::id());
+            Self(std::env::temp_dir().join(name))
+        }
+    }
+
+    impl Drop for TempPath {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn sizes_are_checked() {
+        for size in [0, 1, MIN_SIZE / 2, 3 << 20, MAX_SIZE * 2, u64::MAX] {
+            assert!(matches!(Vram::anonymous(size), Err(VramError::Size(s)) if s == size));
+        }
+        assert_eq!(Vram::anonymous(MAX_SIZE).unwrap().size(), MAX_SIZE);
+    }
+
+    #[test]
+    fn a_client_cannot_resize_or_seal_it() {
+        let vram = Vram::anonymous(MIN_SIZE).unwrap();
+        let client = vram.fd().try_clone_to_owned().unwrap();
+        assert_eq!(ftruncate(&client, 0), Err(Errno::PERM));
+        assert_eq!(ftruncate(&client, 2 * MIN_SIZE), Err(Errno::PERM));
+        let seal = fcntl_add_seals(&client, SealFlags::FUTURE_WRITE);
+        assert_eq!(seal, Err(Errno::PERM));
+        assert!(
+            fcntl_get_seals(&client)
+                .unwrap()
+                .contains(SealFlags::SHRINK)
+        );
+    }
+
+    #[test]
+    fn room_is_taken_by_use_and_given_back() {
+        let vram = Vram::anonymous(1 << 30).unwrap();
+        assert_eq!(blocks(vram.fd()), 0);
+        vram.write((1 << 30) - 2, &[5, 6]).unwrap();
+        let mut back = [0; 2];
+        pread(vram.fd(), &mut back, (1 << 30) - 2).unwrap();
+        assert_eq!(back, [5, 6]);
+        assert!(blocks(vram.fd()) > 0);
+        vram.zero().unwrap();
+        assert_eq!(blocks(vram.fd()), 0);
+        vram.read((1 << 30) - 2, &mut back).unwrap();
+        assert_eq!(back, [0, 0]);
+    }
+
+    #[test]
+    fn accesses_stay_inside() {
+        let vram = Vram::anonymous(MIN_SIZE).unwrap();
+        for offset in [MIN_SIZE, MIN_SIZE - 1, u64::MAX, u64::MAX - 1] {
+            let outside = VramFault::Outside { offset, length: 2 };
+            assert_eq!(vram.write(offset, &[0; 2]), Err(outside));
+            assert_eq!(vram.copy(0, offset, 2), Err(outside));
+            assert_eq!(vram.copy(offset, 0, 2), Err(outside));
+        }
+        vram.write(0, b"abcd").unwrap();
+        vram.copy(0, MIN_SIZE - 4, 4).unwrap();
+        let mut back = [0; 4];
+        vram.read(MIN_SIZE - 4, &mut back).unwrap();
+        assert_eq!(&back, b"abcd");
+    }
+
+    #[test]
+    fn a_named_file_is_created_reused_and_emptied() {
+        let path = TempPath::new("reused");
+        drop(Vram::named(&path.0, MIN_SIZE).unwrap());
+        std::fs::write(&path.0, b"left by another").unwrap();
+        let vram = Vram::named(&path.0, 2 * MIN_SIZE).unwrap();
+        let mut start = [1; 4];
+        vram.read(0, &mut start).unwrap();
+        assert_eq!(start, [0; 4]);
+        vram.write(2 * MIN_SIZE - 4, b"pixl").unwrap();
+        let seen = std::fs::read(&path.0).unwrap();
+        assert_eq!(seen.len() as u64, 2 * MIN_SIZE);
+        assert!(seen.ends_with(b"pixl"));
+    }
+
+    #[test]
+    fn a_truncated_named_file_is_lost_until_zeroed() {
+        let path = TempPath::new("truncated");
+        let vram = Vram::named(&path.0, MIN_SIZE).unwrap();
+        vram.write(0x8000, &[1]).unwrap();
+        ftruncate(vram.fd(), 0x4000).unwrap();
+        assert_eq!(
+            vram.read(0x8000, &mut [0]),
+            Err(VramFault::Lost { offset: 0x8000 })
+        );
+        vram.zero().unwrap();
+        vram.write(0x8000, &[2]).unwrap();
+        let mut byte = [0];
+        pread(vram.fd(), &mut byte, 0x8000).unwrap();
+        assert_eq!(byte, [2]);
+    }
+
+    #[test]
+    fn zeros_can_be_written_too() {
+        let vram = Vram::anonymous(4 * MIN_SIZE).unwrap();
+        vram.write(4 * MIN_SIZE - 1, &[9]).unwrap();
+        vram.write_zeros().unwrap();
+        let mut byte = [1];
+        vram.read(4 * MIN_SIZE - 1, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn a_path_that_is_no_file_is_refused() {
+        let error = Vram::named(Path::new("/dev/null"), MIN_SIZE).unwrap_err();
+        assert!(matches!(error, VramError::NotAFile(_)), "{error}");
+        let error = Vram::named(Path::new("/nonexistent/vram"), MIN_SIZE).unwrap_err();
+        assert!(matches!(error, VramError::Io { .. }), "{error}");
+    }
+}

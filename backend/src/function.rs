@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The PCI function as the client sees it: a composed config space and MSI-X table in front of a device.
+//!
+//! What the guest writes to them is acted upon here, and the device is told only what concerns it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vfio_user_protocol::extension::IrqRoute;
+
+use crate::device::{Device, Error, Region, ResetCause, region};
+use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
+use crate::memory::AddressSpace;
+use crate::pci::{Changes, ConfigSpace, MsixState, MsixTable, PowerState};
+use crate::routes::{self, RouteSink, Routes};
+
+/// A device, composed.
+#[derive(Debug)]
+pub struct Function {
+    device: Arc<dyn Device>,
+    memory: Arc<AddressSpace>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    config: ConfigSpace,
+    msix: Option<(MsixState, MsixTable)>,
+    delivery: Delivery,
+    routes: Routes,
+}
+
+/// Who answers a piece of a BAR access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Device,
+    /// The MSI-X table, at this offset in it.
+    Table(u64),
+    /// The MSI-X pending bits, at this offset in them.
+    Pending(u64),
+}
+
+impl Function {
+    /// Composes a function from the device's own config space.
+    #[must_use]
+    pub fn new(device: Arc<dyn Device>, memory: Arc<AddressSpace>) -> Self {
+        let config = device.config_space();
+        let msix = config
+            .msix()
+            .map(|msix| (msix, MsixTable::new(msix.table_size)));
+        let msi_vectors = device.irq(MSI).count;
+        let msix_vectors = msix.as_ref().map_or(0, |(_, table)| table.vectors());
+        let routes = Routes::new(&[(MSI, msi_vectors), (MSIX, msix_vectors)]);
+        let state = Mutex::new(State {
+            config,
+            msix,
+            delivery: Delivery::default(),
+            routes,
+        });
+        Self {
+            device,
+            memory,
+            state,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device behind.
+    #[must_use]
+    pub fn device(&self) -> &dyn Device {
+        &*self.device
+    }
+
+    /// The guest memory the device reaches.
+    #[must_use]
+    pub fn memory(&self) -> &AddressSpace {
+        &self.memory
+    }
+
+    /// What is at a region index, the composed config space included.
+    #[must_use]
+    pub fn region(&self, index: u32) -> Region {
+        if index == region::CONFIG {
+            let size = self.state().config.bytes().len() as u64;
+            return Region {
+                size,
+                readable: true,
+                writable: true,
+            };
+        }
+        self.device.region(index)
+    }
+
+    /// A client that takes interrupt routes has come: from now on the guest's own tables decide.
+    pub fn follow_guest_routes(&self, sink: Arc<dyn RouteSink>) {
+        let mut state = self.state();
+        state.delivery = Delivery::Composed;
+        state.routes.set_sink(Some(sink));
+        self.device.set_delivery(Delivery::Composed);
+        self.update_interrupts(&mut state);
+    }
+
+    /// Reads from a region.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], or what the device says.
+    pub fn read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+        if index == region::CONFIG {
+            return self.read_config(offset, data);
+        }
+        self.check_range(index, offset, data.len())?;
+        if index > region::BAR5 {
+            return self.device.read(index, offset, data);
+        }
+        let state = self.state();
+        if !state.decodes() {
+            // What a bus answers when nobody claims the address.
+            data.fill(0xff);
+            return Ok(());
+        }
+        let mut rest = data;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let (length, target) = state.target(index, at, rest.len());
+            let (piece, after) = rest.split_at_mut(length);
+            match (target, &state.msix) {
+                (Target::Table(at), Some((_, table))) => table.read(at, piece),
+                (Target::Pending(at), Some((_, table))) => {
+                    let pending = |vector| self.device.vector_pending(MSIX, vector);
+                    table.pba_read(at, piece, pending)
+                }
+                _ => Ok(self.device.read(index, at, piece)?),
+            }
+            .map_err(|_| out_of_range(index, offset, length))?;
+            at += length as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Writes to a region.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], or what the device says.
+    pub fn write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), Error> {
+        if index == region::CONFIG {
+            return self.write_config(offset, data);
+        }
+        self.check_range(index, offset, data.len())?;
+        if index > region::BAR5 {
+            return self.device.write(index, offset, data);
+        }
+        let mut state = self.state();
+        if !state.decodes() {
+            return Ok(());
+        }
+        let mut rest = data;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let (length, target) = state.target(index, at, rest.len());
+            let (piece, after) = rest.split_at(length);
+            match (target, &mut state.msix) {
+                (Target::Table(at), Some((_, table))) => {
+                    table
+                        .write(at, piece)
+                        .map_err(|_| out_of_range(index, offset, length))?;
+                    self.update_interrupts(&mut state);
+                }
+                (Target::Pending(_), _) => {}
+                _ => self.device.write(index, at, piece)?,
+            }
+            at += length as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn check_range(&self, index: u32, offset: u64, length: usize) -> Result<(), Error> {
+        let end = offset.checked_add(length as u64);
+        if end.is_none_or(|end| end > self.device.region(index).size) {
+            return Err(out_of_range(index, offset, length));
+        }
+        Ok(())
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+        let mut state = self.state();
+        state
+            .config
+            .set_interrupt_status(self.device.interrupt_status());
+        if let Some(msi) = state.config.msi() {
+            let waits = |vector: &u8| self.device.vector_pending(MSI, (*vector).into());
+            let pending = (0..msi.vectors)
+                .filter(waits)
+                .fold(0, |bits, vector| bits | 1 << vector);
+            state.config.set_msi_pending(pending);
+        }
+        let length = data.len();
+        state
+            .config
+            .read(offset, data)
+            .map_err(|_| out_of_range(region::CONFIG, offset, length))
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let mut state = self.state();
+        let changes = state
+            .config
+            .write(offset, data)
+            .map_err(|_| out_of_range(region::CONFIG, offset, data.len()))?;
+        if changes.flr() {
+            return self.reset_locked(&mut state, ResetCause::FunctionLevel);
+        }
+        let interrupts = [
+            Changes::COMMAND,
+            Changes::POWER_STATE,
+            Changes::MSI,
+            Changes::MSIX,
+        ];
+        if interrupts
+            .into_iter()
+            .any(|change| changes.contains(change))
+        {
+            self.update_interrupts(&mut state);
+        }
+        Ok(())
+    }
+
+    /// Returns device and composition to the power-on state. Maps and eventfds stay.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn reset(&self, cause: ResetCause) -> Result<(), Error> {
+        self.reset_locked(&mut self.state(), cause)
+    }
+
+    fn reset_locked(&self, state: &mut State, cause: ResetCause) -> Result<(), Error> {
+        let done = self.device.reset(cause);
+        // The guest sees a reset function even if the device is not: nothing of before must be believed.
+        match cause {
+            ResetCause::Disconnect => state.config.power_on(),
+            ResetCause::Client | ResetCause::FunctionLevel => state.config.reset(),
+        }
+        if let Some((_, table)) = &mut state.msix {
+            table.reset();
+        }
+        self.update_interrupts(state);
+        done
+    }
+
+    /// The client is gone: interrupts off, bus mastering off, its memory gone, and then the device is reset
+    /// if asked for.
+    ///
+    /// # Errors
+    /// What the device says of the reset.
+    pub fn disconnect(&self, reset: bool) -> Result<(), Error> {
+        let mut state = self.state();
+        state.routes.set_sink(None);
+        state.delivery = Delivery::default();
+        self.device.release_irqs();
+        self.device.set_irq_config(IrqConfig::default());
+        self.memory.clear();
+        let done = if reset {
+            self.reset_locked(&mut state, ResetCause::Disconnect)
+        } else {
+            self.update_interrupts(&mut state);
+            Ok(())
+        };
+        self.device.set_delivery(Delivery::default());
+        done
+    }
+
+    /// Tells device and client what the guest's interrupt registers say now. Vectors are masked before, and
+    /// unmasked after the client knows the route: no message leaves by an old one.
+    fn update_interrupts(&self, state: &mut State) {
+        let config = state.irq_config();
+        if state.delivery == Delivery::Armed {
+            return self.device.set_irq_config(config);
+        }
+        let State {
+            config: registers,
+            msix,
+            routes,
+            ..
+        } = state;
+        routes.refresh(|index, vector| route(registers, msix.as_ref(), index, vector));
+        let set_masks = |routes: &Routes, masked| {
+            for (index, vector, _) in routes.iter().filter(|v| routes::is_masked(v.2) == masked) {
+                self.device.set_vector_mask(index, vector, masked);
+            }
+        };
+        set_masks(routes, true);
+        routes.announce();
+        self.device.set_irq_config(config);
+        set_masks(routes, false);
+    }
+}
+
+impl State {
+    /// BARs answer: memory decoding is on and the function is awake.
+    fn decodes(&self) -> bool {
+        self.config.command().memory && self.config.power_state() == PowerState::D0
+    }
+
+    fn irq_config(&self) -> IrqConfig {
+        let command = self.config.command();
+        let msi = self.config.msi().filter(|msi| msi.enabled);
+        IrqConfig {
+            bus_master: command.bus_master && self.config.power_state() == PowerState::D0,
+            intx_disable: command.intx_disable,
+            msi_vectors: msi.map_or(0, |msi| msi.vectors.into()),
+            msix_enabled: self.config.msix().is_some_and(|msix| msix.enabled),
+        }
+    }
+
+    /// How many of `length` bytes from `at` in a BAR have one target, and which.
+    fn target(&self, index: u32, at: u64, length: usize) -> (usize, Target) {
+        let Some((msix, table)) = &self.msix else {
+            return (length, Target::Device);
+        };
+        let vectors = u64::from(table.vectors());
+        let windows = [
+            (msix.table, vectors * 16, Target::Table as fn(u64) -> Target),
+            (msix.pba, vectors.div_ceil(64) * 8, Target::Pending),
+        ];
+        let mut end = u64::MAX;
+        for (place, size, target) in windows {
+            if u32::from(place.bar) != index {
+                continue;
+            }
+            let start = u64::from(place.offset);
+            if (start..start + size).contains(&at) {
+                return (fitting(start + size - at, length), target(at - start));
+            }
+            if at < start {
+                end = end.min(start);
+            }
+        }
+        (fitting(end - at, length), Target::Device)
+    }
+}
+
+/// The smaller of the two.
+fn fitting(room: u64, length: usize) -> usize {
+    usize::try_from(room).map_or(length, |room| room.min(length))
+}
+
+/// The route that the guest's registers give one vector.
+fn route(
+    config: &ConfigSpace,
+    msix: Option<&(MsixState, MsixTable)>,
+    index: u32,
+    vector: u32,
+) -> IrqRoute {
+    let route = if index == MSI {
+        config.msi().filter(|msi| msi.enabled).and_then(|msi| {
+            let number = u8::try_from(vector).ok()?;
+            let (address, data) = msi.message(number)?;
+            let masked = msi.mask.checked_shr(vector).unwrap_or(0) & 1 != 0;
+            Some(routes::enabled(address, data, masked))
+        })
+    } else {
+        config
+            .msix()
+            .filter(|control| control.enabled)
+            .zip(msix)
+            .and_then(|(control, (_, table))| {
+                let entry = table.entry(vector)?;
+                let masked = entry.masked || control.function_mask;
+                Some(routes::enabled(entry.address, entry.data, masked))
+            })
+    };
+    route.unwrap_or_default()
+}
+
+fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
+    Error::OutOfRange {
+        region,
+        offset,
+        length,
+    }
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The IOVA space of one device: what the client mapped, kept by address.
+//!
+//! Shared between the session, which maps and unmaps, and the threads of the device, which access it. An
+//! access holds the lock for one bounded piece, so that an unmap waits for at most that, and finds no
+//! reference left once it has the lock.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use rustix::fs::{FileType, fstat};
+
+use super::dma::MessageDma;
+use super::mapping::Mapping;
+use super::request::{Access, Backing, MapError, MapRequest, check_aligned, checked_range};
+
+/// How many maps a client may have unless told otherwise (the `max_dma_maps` capability).
+pub const DEFAULT_MAX_MAPS: usize = 65_535;
+
+/// Whether this process itself touches guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuAccess {
+    /// Descriptors are mapped here: for a device made of software.
+    Mapped,
+    /// Maps are tracked and checked only: the IOMMU does the work, and guest memory never shows here.
+    TrackedOnly,
+}
+
+/// A file, told apart from any other while something keeps it alive: the mapping here, or the IOMMU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    offset: u64,
+}
+
+/// One map.
+#[derive(Debug)]
+pub(super) struct Map {
+    /// The last address, so that a map may end at 2^64.
+    pub(super) last: u64,
+    pub(super) access: Access,
+    file: Option<FileIdentity>,
+    pub(super) memory: Option<Mapping>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    maps: BTreeMap<u64, Map>,
+    pub(super) messages: Option<Arc<dyn MessageDma>>,
+}
+
+impl State {
+    /// The map that contains `iova`, and where it begins.
+    pub(super) fn containing(&self, iova: u64) -> Option<(u64, &Map)> {
+        let (&start, map) = self.maps.range(..=iova).next_back()?;
+        (iova <= map.last).then_some((start, map))
+    }
+}
+
+/// The IOVA space of one device.
+#[derive(Debug)]
+pub struct AddressSpace {
+    state: RwLock<State>,
+    cpu_access: CpuAccess,
+    max_maps: usize,
+}
+
+impl AddressSpace {
+    /// An empty space that takes up to `max_maps` maps ([`DEFAULT_MAX_MAPS`]).
+    #[must_use]
+    pub fn new(cpu_access: CpuAccess, max_maps: usize) -> Self {
+        Self {
+            state: RwLock::default(),
+            cpu_access,
+            max_maps,
+        }
+    }
+
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many maps there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.state().maps.len()
+    }
+
+    /// Whether nothing is mapped.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Installs, or takes away, the way to memory whose maps came without a descriptor.
+    pub fn set_message_dma(&self, messages: Option<Arc<dyn MessageDma>>) {
+        self.state_mut().messages = messages;
+    }
+
+    /// Maps a range. Repeating a map exactly (range, access, file and offset) succeeds and changes nothing.
+    ///
+    /// # Errors
+    /// As [`MapError`] says; nothing is changed then.
+    pub fn map(&self, request: MapRequest) -> Result<(), MapError> {
+        let MapRequest {
+            iova,
+            size,
+            access,
+            backing,
+        } = request;
+        let range = checked_range(iova, size)?;
+        let file = backing.as_ref().map(|b| identify(b, size)).transpose()?;
+        let mut state = self.state_mut();
+        // Maps do not overlap, so the last that begins in or before the range tells.
+        if let Some((&start, map)) = state.maps.range(..=range.end()).next_back()
+            && map.last >= iova
+        {
+            let same =
+                (start, map.last, map.access, map.file) == (iova, *range.end(), access, file);
+            let other = start;
+            return if same {
+                Ok(())
+            } else {
+                Err(MapError::Overlap { iova, size, other })
+            };
+        }
+        if state.maps.len() >= self.max_maps {
+            return Err(MapError::TooMany {
+                limit: self.max_maps,
+            });
+        }
+        let memory = backing
+            .filter(|_| self.cpu_access == CpuAccess::Mapped)
+            .map(|b| Mapping::new(b.file.as_fd(), b.offset, size, access))
+            .transpose()
+            .map_err(|source| MapError::Mapping {
+                iova,
+                access,
+                source,
+            })?;
+        let map = Map {
+            last: *range.end(),
+            access,
+            file,
+            memory,
+        };
+        state.maps.insert(iova, map);
+        Ok(())
+    }
+
+    /// Releases exactly one earlier map. When this returns no reference to the memory is left.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] unless a map has exactly this range.
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<(), MapError> {
+        let not_mapped = MapError::NotMapped { iova, size };
+        let Some(last) = size.checked_sub(1).and_then(|tail| iova.checked_add(tail)) else {
+            return Err(not_mapped);
+        };
+        let mut state = self.state_mut();
+        let exact = state.maps.get(&iova).is_some_and(|map| map.last == last);
+        let removed = exact.then(|| state.maps.remove(&iova)).flatten();
+        // Nobody can find the memory any more: accesses elsewhere need not wait for the munmap.
+        drop(state);
+        removed.map(drop).ok_or(not_mapped)
+    }
+
+    /// Releases every map that lies wholly inside the range, and says how many. A range that wraps is taken
+    /// to end at 2^64; one that cuts through a map leaves that map.
+    ///
+    /// QEMU sends such a range when it removes the memory region of a virtual IOMMU.
+    pub fn unmap_range(&self, iova: u64, size: u64) -> usize {
+        let Some(tail) = size.checked_sub(1) else {
+            return 0;
+        };
+        let last = iova.saturating_add(tail);
+        let mut state = self.state_mut();
+        // Of the maps that begin in the range only the last can reach beyond it.
+        let inside: Vec<u64> = state
+            .maps
+            .range(iova..=last)
+            .filter(|(_, map)| map.last <= last)
+            .map(|(&start, _)| start)
+            .collect();
+        let removed: Vec<_> = inside
+            .iter()
+            .filter_map(|start| state.maps.remove(start))
+            .collect();
+        drop(state);
+        removed.len()
+    }
+
+    /// Releases every map (DMA_UNMAP with UNMAP_ALL), and says how many there were.
+    pub fn unmap_all(&self) -> usize {
+        let maps = std::mem::take(&mut self.state_mut().maps);
+        maps.len()
+    }
+
+    /// What a client's leaving leaves: no maps, and no way to ask the client for memory.
+    pub fn clear(&self) {
+        let old = std::mem::take(&mut *self.state_mut());
+        drop(old);
+    }
+}
+
+/// Checks the file against the range asked of it, and identifies it.
+fn identify(backing: &Backing, size: u64) -> Result<FileIdentity, MapError> {
+    let offset = backing.offset;
+    check_aligned("File offset", offset)?;
+    let end = offset
+        .checked_add(size)
+        .ok_or(MapError::Wraps { iova: offset, size })?;
+    let status = fstat(&backing.file).map_err(MapError::Status)?;
+    let length = u64::try_from(status.st_size).unwrap_or(0);
+    // What is not a file has no length to go by; mmap decides there.
+    if FileType::from_raw_mode(status.st_mode) == FileType::RegularFile && length < end {
+        return Err(MapError::FileTooShort {
+            length,
+            offset,
+            size,
+        });
+    }
+    Ok(FileIdentity {
+        device: status.st_dev,
+        inode: status.st_ino,
+        offset,
+    })
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One shared mapping of a file in this process, guarded against truncation.
+//!
+//! Holds no descriptor: thirty thousand maps must not need thirty thousand of them. This is why the
+//! mapping is made here and only wrapped by vm-memory, which would keep the file.
+
+use std::os::fd::BorrowedFd;
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, mmap, munmap};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
+
+use super::request::Access;
+use super::sigbus::{Guard, GuardError};
+
+/// Why a file cannot be mapped.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub enum MappingError {
+    /// The kernel refused the mapping.
+    #[error("mmap: {0}")]
+    Mmap(Errno),
+    /// The mapping cannot be guarded against truncation.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+}
+
+impl MappingError {
+    /// The errno for the wire.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Mmap(errno) => *errno,
+            Self::Guard(error) => error.errno(),
+        }
+    }
+}
+
+/// A range of a file, mapped shared.
+#[derive(Debug)]
+pub struct Mapping {
+    region: MmapRegion,
+    /// Only `None` while dropped.
+    guard: Option<Guard>,
+}
+
+impl Mapping {
+    /// Maps `size` bytes at `offset`, both whole pages, for as much access as is asked.
+    ///
+    /// # Errors
+    /// The errno of mmap, or too many mappings in this process.
+    pub fn new(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        size: u64,
+        access: Access,
+    ) -> Result<Self, MappingError> {
+        let size = usize::try_from(size).map_err(|_| MappingError::Mmap(Errno::NOMEM))?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses a free range, so that nothing in use is replaced.
+        let start = unsafe {
+            mmap(
+                ptr::null_mut(),
+                size,
+                access.protection(),
+                flags,
+                file,
+                offset,
+            )
+        }
+        .map_err(MappingError::Mmap)?;
+        // SAFETY: the range was mapped just now and stays until this value is dropped.
+        let builder = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(start.cast()) };
+        let Ok(region) = builder.build() else {
+            // SAFETY: the range was mapped above and nobody else knows of it.
+            let _ = unsafe { munmap(start, size) };
+            return Err(MappingError::Mmap(Errno::INVAL));
+        };
+        let mut mapping = Self {
+            region,
+            guard: None,
+        };
+        // SAFETY: the range belongs to `mapping`, which hands out volatile slices only and drops the guard
+        // before it unmaps; size is whole pages.
+        mapping.guard = Some(unsafe { Guard::new(start.cast(), size) }?);
+        Ok(mapping)
+    }
+
+    /// Bytes mapped.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.region.size()
+    }
+
+    /// Part of the memory; `None` if it is not all inside. The caller sees to it that the access is allowed:
+    /// it is the protection of the pages.
+    #[must_use]
+    pub fn slice(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>> {
+        self.region.get_slice(offset, length).ok()
+    }
+
+    /// Where the file was found truncated, in bytes from the start of the mapping, if that lies in or before
+    /// the part that was accessed. To be asked after each access.
+    #[must_use]
+    pub fn lost_within(&self, offset: usize, length: usize) -> Option<usize> {
+        let lost = self.guard.as_ref()?.lost_from()?;
+        (lost < offset.saturating_add(length)).then(|| lost.max(offset))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.guard = None;
+        // SAFETY: the range was mapped in `new`, and every slice of it borrows this value.
+        let unmapped = unsafe { munmap(self.region.as_ptr().cast(), self.region.size()) };
+        debug_assert!(unmapped.is_ok(), "munmap of an own mapping");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use vm_memory::{FileOffset, VolatileMemory};
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn memfd(size: u64) -> OwnedFd {
+        let file = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, size).unwrap();
+        file
+    }
+
+    fn map(file: &OwnedFd, pages: usize) -> Mapping {
+        let size = u64::try_from(pages * PAGE).unwrap();
+        Mapping::new(file.as_fd(), 0, size, Access::READ_WRITE).unwrap()
+    }
+
+    fn first_byte(mapping: &Mapping, page: usize) -> u8 {
+        let mut byte = [0];
+        mapping.slice(page * PAGE, 1).unwrap().copy_to(&mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn a_truncated_file_reads_as_zero_and_is_noticed() {
+        let file = memfd(4 * 4096);
+        let mapping = map(&file, 4);
+        mapping
+            .slice(0, 4 * PAGE)
+            .unwrap()
+            .copy_from(&[7_u8; 4 * PAGE]);
+        assert_eq!(mapping.lost_within(0, 4 * PAGE), None);
+        ftruncate(&file, 2 * 4096).unwrap();
+        assert_eq!(first_byte(&mapping, 3), 0);
+        assert_eq!(mapping.lost_within(0, 4 * PAGE), Some(3 * PAGE));
+        assert_eq!(mapping.lost_within(3 * PAGE + 5, 2), Some(3 * PAGE + 5));
+        assert_eq!(mapping.lost_within(0, 3 * PAGE), None, "ends before it");
+        // A lower page that is gone too is found when it is touched.
+        assert_eq!(first_byte(&mapping, 2), 0);
+        assert_eq!(mapping.lost_within(0, 3 * PAGE), Some(2 * PAGE));
+        assert_eq!(first_byte(&mapping, 1), 7, "still the file");
+        assert_eq!(mapping.lost_within(0, 2 * PAGE), None);
+    }
+
+    #[test]
+    fn only_the_range_that_faults_is_mended() {
+        let (gone, kept) = (memfd(4096), memfd(4096));
+        let mappings = [map(&kept, 1), map(&gone, 1), map(&kept, 1)];
+        mappings[0].slice(0, 1).unwrap().copy_from(&[9_u8]);
+        ftruncate(&gone, 0).unwrap();
+        assert_eq!(first_byte(&mappings[1], 0), 0);
+        assert_eq!(
+            mappings.each_ref().map(|m| m.lost_within(0, PAGE)),
+            [None, Some(0), None]
+        );
+        assert_eq!(first_byte(&mappings[2], 0), 9);
+    }
+
+    #[test]
+    fn a_reused_slot_starts_unharmed() {
+        for _ in 0..3 {
+            let file = memfd(4096);
+            let mapping = map(&file, 1);
+            assert_eq!(mapping.lost_within(0, PAGE), None);
+            ftruncate(&file, 0).unwrap();
+            first_byte(&mapping, 0);
+            assert_eq!(mapping.lost_within(0, PAGE), Some(0));
+        }
+    }
+
+    #[test]
+    fn truncation_while_other_threads_copy_and_map() {
+        const PAGES: usize = 256;
+        let stop = AtomicBool::new(false);
+        let file = memfd(256 * 4096);
+        let mapping = map(&file, PAGES);
+        thread::scope(|scope| {
+            let churn = scope.spawn(|| {
+                let other = memfd(4096);
+                let mut rounds = 0_usize;
+                while !stop.load(Ordering::Relaxed) || rounds == 0 {
+                    let mapping = map(&other, 1);
+                    assert_eq!(mapping.lost_within(0, PAGE), None);
+                    rounds += 1;
+                }
+            });
+            let copiers = [0, 1].map(|_| {
+                scope.spawn(|| {
+                    let mut buffer = vec![0_u8; PAGES * PAGE];
+                    // Ends because the main thread truncates, whenever it gets to it.
+                    while mapping.lost_within(0, PAGES * PAGE).is_none() {
+                        mapping.slice(0, PAGES * PAGE).unwrap().copy_to(&mut buffer);
+                    }
+                })
+            });
+            ftruncate(&file, 0).unwrap();
+            for copier in copiers {
+                copier.join().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+            churn.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_write_past_the_end_is_noticed() {
+        let file = memfd(0);
+        let mapping = map(&file, 1);
+        mapping.slice(0, 1).unwrap().copy_from(&[1_u8]);
+        assert_eq!(mapping.lost_within(0, 1), Some(0));
+    }
+
+    const CHILD: &str = "VFIO_USER_GPU_TEST_UNGUARDED_FAULT";
+
+    /// Run by the test below in a process of its own, which dies of it.
+    #[test]
+    fn unguarded_fault_child() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        let file = memfd(4096);
+        let guarded = map(&file, 1);
+        let unguarded: MmapRegion =
+            MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap().into(), 0), PAGE)
+                .unwrap();
+        ftruncate(&file, 0).unwrap();
+        first_byte(&guarded, 0);
+        let mut byte = [0_u8];
+        unguarded.get_slice(0, 1).unwrap().copy_to(&mut byte);
+    }
+
+    #[test]
+    fn a_fault_elsewhere_still_ends_the_process() {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "memory::mapping::tests::unguarded_fault_child"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap()
+            .status;
+        assert_eq!(status.signal(), Some(7));
+    }
+}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Keeps the process alive when a mapped file is truncated by its other owner.
+//!
+//! Touching a page past the end of a mapped file raises SIGBUS. One handler for the process looks the
+//! address up in a table of guarded ranges: inside one, it maps zeros over the rest of the range and notes
+//! where, so that the copy in progress ends and its caller finds out from [`Guard::lost_from`]; elsewhere
+//! the signal takes its default course and ends the process.
+//!
+//! ```text
+//!  guarded range   |======================|xxxxxxxxxxxxxx|
+//!                start                 fault            end
+//!                  still the file         private zeros
+//! ```
+//!
+//! The handler only loads and stores atomics and makes system calls. Slots of the table are never freed,
+//! only reused; a sequence number tells the handler that a slot changed while it was read.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+use rustix::process::{Signal, getpid, kill_process};
+
+/// Slots come in segments of this many, allocated when first needed.
+const SEGMENT_SLOTS: usize = 1024;
+/// Room for two full clients (65,535 maps each) in one process.
+const SEGMENTS: usize = 128;
+/// Fault addresses are rounded down to this: no supported machine has smaller pages.
+const PAGE_MASK: usize = 4095;
+/// The value of [`Slot::lost`] while nothing is lost; no page begins there.
+const NOTHING_LOST: usize = usize::MAX;
+
+static TABLE: [OnceLock<Box<[Slot]>>; SEGMENTS] = [const { OnceLock::new() }; SEGMENTS];
+static FREE: Mutex<Free> = Mutex::new(Free {
+    slots: Vec::new(),
+    segments: 0,
+});
+static INSTALLED: OnceLock<Result<(), Errno>> = OnceLock::new();
+
+/// One range of host addresses, readable by the handler without a lock.
+#[derive(Debug)]
+struct Slot {
+    /// Odd while the slot is being written, so that a torn range is never believed.
+    sequence: AtomicUsize,
+    start: AtomicUsize,
+    /// The first address after the range; 0 for a free slot.
+    end: AtomicUsize,
+    /// The lowest address that was mended, or [`NOTHING_LOST`].
+    lost: AtomicUsize,
+}
+
+impl Slot {
+    const fn new() -> Self {
+        Self {
+            sequence: AtomicUsize::new(0),
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            lost: AtomicUsize::new(NOTHING_LOST),
+        }
+    }
+
+    /// Only called by the owner of the slot, which the free list makes unique.
+    fn set(&self, start: usize, end: usize) {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.sequence
+            .store(sequence.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.start.store(start, Ordering::Relaxed);
+        self.end.store(end, Ordering::Relaxed);
+        self.lost.store(NOTHING_LOST, Ordering::Relaxed);
+        self.sequence
+            .store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The range, if it contains `address`. A slot being written is skipped: the range of the faulting
+    /// access itself cannot be, as its guard outlives the access.
+    fn range_around(&self, address: usize) -> Option<(usize, usize)> {
+        let before = self.sequence.load(Ordering::Acquire);
+        let start = self.start.load(Ordering::Relaxed);
+        let end = self.end.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let stable = before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before;
+        (stable && (start..end).contains(&address)).then_some((start, end))
+    }
+
+    /// Puts zeros where the file no longer reaches. Runs in the signal handler.
+    fn mend(&self, address: usize) -> bool {
+        let Some((start, end)) = self.range_around(address) else {
+            return false;
+        };
+        // A huge page cannot be split: then the whole range goes.
+        [address & !PAGE_MASK, start].into_iter().any(|from| {
+            let from = from.max(start);
+            // Noted first, so that whoever reads a zero afterwards finds the note.
+            self.lost.fetch_min(from, Ordering::SeqCst);
+            // SAFETY: [from, end) lies in a range whose guard promises that it is a mapping of the guard's
+            // owner, only accessed volatilely, and that stays while an access to it (this one) is going on.
+            unsafe {
+                mmap_anonymous(
+                    ptr::without_provenance_mut(from),
+                    end - from,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+                )
+            }
+            .is_ok()
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Free {
+    slots: Vec<&'static Slot>,
+    segments: usize,
+}
+
+impl Free {
+    fn take(&mut self) -> Option<&'static Slot> {
+        if self.slots.is_empty() {
+            let segment = TABLE.get(self.segments)?;
+            let slots = segment.get_or_init(|| (0..SEGMENT_SLOTS).map(|_| Slot::new()).collect());
+            self.segments += 1;
+            // Reversed, so that the first slots are handed out, and found, first.
+            self.slots.extend(slots.iter().rev());
+        }
+        self.slots.pop()
+    }
+}
+
+/// Why a range cannot be guarded.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The table is full.
+    #[error("More guarded mappings than {}", SEGMENTS * SEGMENT_SLOTS)]
+    Full,
+    /// The kernel refused the signal handler.
+    #[error("SIGBUS handler not installed")]
+    Install(#[source] Errno),
+}
+
+impl GuardError {
+    /// The errno for the wire.
+    pub fn errno(self) -> Errno {
+        match self {
+            Self::Full => Errno::NOSPC,
+            Self::Install(errno) => errno,
+        }
+    }
+}
+
+/// A range of this process that may lose its file. Dropped before the range is unmapped.
+#[derive(Debug)]
+pub(super) struct Guard {
+    slot: &'static Slot,
+    start: usize,
+}
+
+impl Guard {
+    /// Guards `size` bytes from `start`.
+    ///
+    /// # Safety
+    /// The range must be whole pages of a mapping that belongs to the caller, is only accessed volatilely
+    /// (its contents may be replaced at any time), and stays mapped until the guard is dropped.
+    pub(super) unsafe fn new(start: *mut u8, size: usize) -> Result<Self, GuardError> {
+        INSTALLED
+            .get_or_init(install)
+            .map_err(GuardError::Install)?;
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = free.take().ok_or(GuardError::Full)?;
+        let start = start.addr();
+        slot.set(start, start.saturating_add(size));
+        Ok(Self { slot, start })
+    }
+
+    /// Where the first lost page begins, in bytes from the start of the range; `None` while nothing is lost.
+    ///
+    /// To be asked after each access: an access that ended before this offset was to the file.
+    pub(super) fn lost_from(&self) -> Option<usize> {
+        // The compiler must not move the access that is asked about past the load.
+        fence(Ordering::SeqCst);
+        let lost = self.slot.lost.load(Ordering::SeqCst);
+        (lost != NOTHING_LOST).then(|| lost.saturating_sub(self.start))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.slot.set(0, 0);
+        FREE.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .slots
+            .push(self.slot);
+    }
+}
+
+extern "C" fn handle(_signal: c_int, info: *mut abi::SigInfo, _context: *mut c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes a siginfo that is valid for this call.
+    let (code, address) = unsafe { ((*info).code, (*info).address.addr()) };
+    let fault = abi::SYNCHRONOUS_CODES.contains(&code);
+    let mended = fault
+        && TABLE
+            .iter()
+            .map_while(OnceLock::get)
+            .flat_map(|segment| segment.iter())
+            .any(|slot| slot.mend(address));
+    if !mended {
+        let _ = abi::set_action(&abi::SigAction::default());
+        if !fault {
+            // A signal that was sent does not come again by itself, as a faulting instruction does.
+            let _ = kill_process(getpid(), Signal::BUS);
+        }
+    }
+}
+
+fn install() -> Result<(), Errno> {
+    abi::set_action(&abi::SigAction {
+        handler: Some(handle),
+        flags: abi::SA_SIGINFO | abi::SA_ONSTACK | abi::SA_RESTART,
+        ..abi::SigAction::default()
+    })
+    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+}
+
+/// `sigaction` of the C library that std links anyway; layouts of 64-bit Linux, glibc and musl alike.
+mod abi {
+    use super::{c_int, c_void, io, ptr};
+
+    #[cfg(not(all(
+        target_os = "linux",
+        any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            target_arch = "riscv64"
+        )
+    )))]
+    compile_error!("the signal structures are only known for 64-bit Linux");
+
+    const SIGBUS: c_int = 7;
+    pub(super) const SA_SIGINFO: c_int = 4;
+    pub(super) const SA_ONSTACK: c_int = 0x0800_0000;
+    pub(super) const SA_RESTART: c_int = 0x1000_0000;
+    /// BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, BUS_MCEERR_AR: raised by an access of this thread.
+    pub(super) const SYNCHRONOUS_CODES: std::ops::RangeInclusive<c_int> = 1..=4;
+
+    /// `struct sigaction` (sigaction(2)); the default value is SIG_DFL.
+    #[derive(Default)]
+    #[repr(C)]
+    pub(super) struct SigAction {
+        pub(super) handler: Option<extern "C" fn(c_int, *mut SigInfo, *mut c_void)>,
+        pub(super) mask: [u64; 16],
+        pub(super) flags: c_int,
+        pub(super) restorer: usize,
+    }
+
+    /// The head of `siginfo_t` for SIGBUS.
+    #[repr(C)]
+    pub(super) struct SigInfo {
+        signal: c_int,
+        errno: c_int,
+        pub(super) code: c_int,
+        padding: c_int,
+        pub(super) address: *mut c_void,
+    }
+
+    unsafe extern "C" {
+        fn sigaction(signal: c_int, new: *const SigAction, old: *mut SigAction) -> c_int;
+    }
+
+    /// Sets the action for SIGBUS. Async-signal-safe.
+    pub(super) fn set_action(action: &SigAction) -> io::Result<()> {
+        // SAFETY: `action` has the layout of struct sigaction, and its handler lives as long as the program.
+        if unsafe { sigaction(SIGBUS, action, ptr::null_mut()) } == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line, as the backend program conventions of the vfio-user specification have it.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+use log::LevelFilter;
+
+use crate::device::model::ModelOptions;
+
+/// Owns a GPU and serves it to a virtual machine monitor over vfio-user.
+///
+/// One process serves one device to one client at a time. It stays in the foreground, logs to stderr and
+/// ends on SIGTERM or SIGINT with the device reset.
+#[derive(Debug, Parser)]
+#[command(name = "vfio-user-gpu", version, max_term_width = 100)]
+#[command(group(ArgGroup::new("endpoint").args(["socket_path", "fd"])))]
+#[command(after_help = "\
+Examples:
+  vfio-user-gpu --model --socket-path /run/gpu0.sock
+  vfio-user-gpu --model=vram=256M,vram-file=/dev/shm/vram --socket-path /run/gpu0.sock
+
+QEMU attaches with (guest memory must be shared, or no DMA reaches it):
+  -object memory-backend-memfd,id=m0,size=4G,share=on -machine q35,memory-backend=m0
+  -device '{\"driver\":\"vfio-user-pci\",\"socket\":{\"type\":\"unix\",\"path\":\"/run/gpu0.sock\"}}'")]
+pub struct Options {
+    /// Listen on this path. A socket nobody listens on any more is replaced.
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Use this descriptor: a listening UNIX socket, or a connected one (then the process ends with its
+    /// client).
+    #[arg(long, value_name = "N")]
+    pub fd: Option<RawFd>,
+
+    /// Print what this program can do as JSON and exit.
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// Serve the software GPU. Keys: vram=SIZE (power of two, 1M to 16G, default 64M), vram-file=PATH (keep
+    /// VRAM in this file, so that it can be looked at).
+    #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, require_equals = true,
+          default_missing_value = "")]
+    pub model: Option<ModelOptions>,
+
+    /// What becomes of the device when its client leaves.
+    #[arg(long, value_name = "WHAT", default_value = "reset")]
+    pub on_disconnect: OnDisconnect,
+
+    /// Only this user may connect (may be repeated). Default: whoever can open the socket.
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+
+    /// Permission bits of the socket path, in octal.
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
+    pub socket_mode: u32,
+
+    /// Give the socket path to this group (by number).
+    #[arg(long, value_name = "GID")]
+    pub socket_group: Option<u32>,
+
+    /// How much to say on stderr; RUST_LOG overrides it.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LevelFilter,
+}
+
+/// `--on-disconnect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnDisconnect {
+    /// Reset it: nothing of one client is left for the next.
+    Reset,
+    /// Leave it as it is, without interrupts and guest memory.
+    Keep,
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected octal permission bits such as 660".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(parse_mode("660"), Ok(0o660));
+        for bad in ["9", "1000", "", "rw"] {
+            assert!(parse_mode(bad).is_err(), "{bad}");
+        }
+    }
+}

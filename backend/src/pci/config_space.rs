@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The bytes that a guest reads and writes, each with its masks.
+//!
+//! Any offset, length and alignment inside the space is served: clients read all 4096 bytes at once
+//! and write single bytes. What the registers mean is in the sibling `state`.
+
+use std::fmt;
+
+use super::{
+    Bar, Capabilities, Changes, OutOfRange, bar::BAR_COUNT, range, register_block::ByteRule,
+    registers::*,
+};
+
+/// Where the capabilities are that have typed state.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Places {
+    pub pm: Option<u16>,
+    pub msi: Option<u16>,
+    pub msix: Option<u16>,
+}
+
+/// A configuration space of 256 or 4096 bytes. Built by [`ConfigSpaceBuilder`].
+///
+/// [`ConfigSpaceBuilder`]: super::ConfigSpaceBuilder
+#[derive(Clone)]
+pub struct ConfigSpace {
+    values: Vec<u8>,
+    rules: Vec<ByteRule>,
+    pub(super) bars: [Option<Bar>; BAR_COUNT as usize],
+    pub(super) rom_size: Option<u32>,
+    pub(super) places: Places,
+}
+
+impl ConfigSpace {
+    pub(super) fn new(
+        rules: Vec<ByteRule>,
+        bars: [Option<Bar>; BAR_COUNT as usize],
+        rom_size: Option<u32>,
+    ) -> Self {
+        let values: Vec<_> = rules.iter().map(|rule| rule.reset).collect();
+        let find = |wanted| {
+            Capabilities::new(&values)
+                .find(|&(id, _)| id == wanted)
+                .map(|(_, offset)| offset)
+        };
+        let places = Places {
+            pm: find(PCI_CAP_ID_PM),
+            msi: find(PCI_CAP_ID_MSI),
+            msix: find(PCI_CAP_ID_MSIX),
+        };
+        Self {
+            values,
+            rules,
+            bars,
+            rom_size,
+            places,
+        }
+    }
+
+    /// All bytes as the guest would read them.
+    pub fn bytes(&self) -> &[u8] {
+        &self.values
+    }
+
+    /// What the guest reads at `offset`.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), OutOfRange> {
+        let range = range::checked(offset, out.len(), self.values.len())?;
+        out.copy_from_slice(&self.values[range]);
+        Ok(())
+    }
+
+    /// The guest writes `data` at `offset`. Bits that are not writable ignore it, as hardware does.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<Changes, OutOfRange> {
+        let range = range::checked(offset, data.len(), self.values.len())?;
+        let power_state_byte = self.places.pm.map(|pm| usize::from(pm + PCI_PM_CTRL));
+        let mut changes = Changes::NONE;
+        for (index, &byte) in range.zip(data) {
+            let (value, rule) = (&mut self.values[index], self.rules[index]);
+            let mut next = (*value & !rule.write | byte & rule.write) & !(byte & rule.clear);
+            if Some(index) == power_state_byte && !matches!(next & 3, 0 | 3) {
+                // A write of an unsupported state completes and is discarded (PCI-PM 1.2, 3.2.4).
+                next = next & !3 | *value & 3;
+            }
+            if next != *value {
+                *value = next;
+                changes |= rule.effect;
+            }
+            if byte & rule.flr != 0 {
+                changes |= Changes::FLR;
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The device itself changes registers, read-only ones too: error bits, link status, quirks.
+    ///
+    /// No rule applies, so this can also break what the builder made; walks stay safe even then.
+    pub fn set_by_device(&mut self, offset: u64, data: &[u8]) -> Result<(), OutOfRange> {
+        let range = range::checked(offset, data.len(), self.values.len())?;
+        self.values[range].copy_from_slice(data);
+        Ok(())
+    }
+
+    /// Whether the function has an INTx interrupt pending: Status bit 3, read-only to the guest.
+    ///
+    /// Drivers that share the line believe only this bit, so keep it set as long as INTx is
+    /// asserted.
+    pub fn set_interrupt_status(&mut self, pending: bool) {
+        let status = self.u16_at(PCI_STATUS) & !PCI_STATUS_INTERRUPT;
+        let bit = if pending { PCI_STATUS_INTERRUPT } else { 0 };
+        self.put(PCI_STATUS, &(status | bit).to_le_bytes());
+    }
+
+    /// Which MSI vectors are pending while masked. Without per-vector masking there is no such
+    /// register.
+    pub fn set_msi_pending(&mut self, pending: u32) {
+        let Some(at) = self.places.msi else { return };
+        let flags = self.u16_at(at + PCI_MSI_FLAGS);
+        if flags & PCI_MSI_FLAGS_MASKBIT == 0 {
+            return;
+        }
+        let wide = flags & PCI_MSI_FLAGS_64BIT != 0;
+        let register = 4 + if wide {
+            PCI_MSI_MASK_64
+        } else {
+            PCI_MSI_MASK_32
+        };
+        let vectors = 1_u32 << ((flags & PCI_MSI_FLAGS_QMASK) >> 1).min(5);
+        let existing = u32::MAX >> (32 - vectors);
+        self.put(at + register, &(pending & existing).to_le_bytes());
+    }
+
+    /// What a function level reset or DEVICE_RESET leaves: power-on values, except sticky bits
+    /// (AER, and the payload size and link settings that a reset of one function must not disturb,
+    /// PCIe 6.0, 6.6.2).
+    pub fn reset(&mut self) {
+        for (value, rule) in self.values.iter_mut().zip(&self.rules) {
+            *value = *value & rule.sticky | rule.reset & !rule.sticky;
+        }
+    }
+
+    /// What power-on leaves: nothing of before. For the next client of the same device.
+    pub fn power_on(&mut self) {
+        for (value, rule) in self.values.iter_mut().zip(&self.rules) {
+            *value = rule.reset;
+        }
+    }
+
+    pub(super) fn u8_at(&self, offset: u16) -> u8 {
+        let [value] = self.array_at(offset);
+        value
+    }
+
+    pub(super) fn u16_at(&self, offset: u16) -> u16 {
+        u16::from_le_bytes(self.array_at(offset))
+    }
+
+    pub(super) fn u32_at(&self, offset: u16) -> u32 {
+        u32::from_le_bytes(self.array_at(offset))
+    }
+
+    /// Zero outside, so that a capability cut short (the raw form allows one) reads as empty.
+    fn array_at<const N: usize>(&self, offset: u16) -> [u8; N] {
+        let tail = self.values.get(usize::from(offset)..).unwrap_or_default();
+        tail.first_chunk().copied().unwrap_or([0; N])
+    }
+
+    fn put(&mut self, offset: u16, bytes: &[u8]) {
+        let tail = self
+            .values
+            .get_mut(usize::from(offset)..)
+            .unwrap_or_default();
+        for (value, byte) in tail.iter_mut().zip(bytes) {
+            *value = *byte;
+        }
+    }
+}
+
+/// What the function is; its thousands of bytes are in [`ConfigSpace::bytes`].
+impl fmt::Debug for ConfigSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigSpace")
+            .field("size", &self.values.len())
+            .field("identity", &self.identity())
+            .field("bars", &self.bars)
+            .field("capabilities", &self.capabilities().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

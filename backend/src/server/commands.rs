@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One function per command: what it means for the function behind the session.
+//!
+//! A command leaves its reply in [`Session::reply`]; an empty one is a bare header.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use vfio_user_protocol::device::{
+    DEVICE_PCI, DEVICE_RESET, DeviceInfo, REGION_MMAP, REGION_READ, REGION_WRITE, RegionCapability,
+    RegionInfo, SparseArea,
+};
+use vfio_user_protocol::dma::{
+    DmaMap, DmaUnmap, MAP_FILE_IO, MAP_MMAP, MAP_READ, MAP_WRITE, UNMAP_ALL,
+};
+use vfio_user_protocol::io_fds::IoFds;
+use vfio_user_protocol::irq::{
+    INFO_AUTOMASKED, INFO_EVENTFD, INFO_MASKABLE, INFO_NORESIZE, IrqInfo, SetIrqs,
+};
+use vfio_user_protocol::region::RegionAccess;
+use vfio_user_protocol::request::MultiWrites;
+use vfio_user_protocol::version::{
+    Capabilities, DEFAULT_MAX_DATA_XFER_SIZE, MAJOR, MINOR, Version,
+};
+use vfio_user_protocol::{DecodeError, Request, extension};
+use zerocopy::IntoBytes;
+
+use super::irqs;
+use super::session::{MAX_DATA, Negotiated, Refusal, Session, capabilities};
+use super::twin::Twin;
+use crate::device::{ResetCause, region};
+use crate::interrupts::{self, INDEXES};
+use crate::memory::{Access, Backing, MapRequest};
+
+type Done = Result<(), Refusal>;
+
+impl Session {
+    /// Carries out one request.
+    pub(super) fn command(&mut self, request: Request<'_>, mut fds: Vec<OwnedFd>) -> Done {
+        if self.negotiated.is_none() && !matches!(request, Request::Version(..)) {
+            return Err(Refusal::Unexpected("The first command must be VERSION"));
+        }
+        let takes = match &request {
+            Request::DmaMap(_) => 1,
+            Request::DeviceSetIrqs(..) => fds.len(),
+            _ => 0,
+        };
+        if fds.len() > takes {
+            return Err(DecodeError::Descriptors {
+                expected: takes,
+                found: fds.len(),
+            }
+            .into());
+        }
+        match request {
+            Request::Version(version, offer) => self.version(version, &offer),
+            Request::DmaMap(map) => self.dma_map(&map, fds.pop()),
+            Request::DmaUnmap(unmap) => self.dma_unmap(&unmap),
+            Request::DeviceGetInfo(_) => self.device_info(),
+            Request::DeviceGetRegionInfo(info) => self.region_info(&info),
+            Request::DeviceGetRegionIoFds(asked) => self.region_io_fds(&asked),
+            Request::DeviceGetIrqInfo(info) => self.irq_info(&info),
+            Request::DeviceSetIrqs(set, data) => self.set_irqs(&set, data, fds),
+            Request::RegionRead(access) => self.region_read(&access),
+            Request::RegionWrite(access, data) => self.region_write(&access, data),
+            Request::RegionWriteMulti(count, writes) => self.region_write_multi(count, writes),
+            Request::DeviceReset => Ok(self.function.reset(ResetCause::Client)?),
+            // The specification leaves the errno open. EINVAL is what the reference library answers and
+            // what QEMU takes for "not supported", as it takes the kernel's ENOTTY.
+            Request::DeviceFeature(..) | Request::MigDataRead(_) | Request::MigDataWrite(..) => {
+                Err(Refusal::Unexpected("The device has no such feature"))
+            }
+            Request::DmaRead(_) | Request::DmaWrite(..) => Err(Refusal::Unexpected(
+                "DMA_READ and DMA_WRITE are for the server to send",
+            )),
+        }
+    }
+
+    fn version(&mut self, version: Version, offer: &Capabilities) -> Done {
+        if self.negotiated.is_some() {
+            return Err(Refusal::Unexpected("The version is agreed upon already"));
+        }
+        if version.major != MAJOR {
+            return Err(bad("version.major", version.major.into()));
+        }
+        let answer = capabilities().answer(offer)?;
+        // Minor 0 is below whatever was proposed.
+        let agreed = Version {
+            major: MAJOR,
+            minor: MINOR,
+        };
+        self.reply.payload = answer.encode(agreed);
+        let theirs = offer
+            .max_data_xfer_size
+            .unwrap_or(DEFAULT_MAX_DATA_XFER_SIZE);
+        let max_data = usize::try_from(theirs).unwrap_or(usize::MAX).min(MAX_DATA);
+        if answer.twin_socket.is_some_and(|twin| twin.supported) {
+            self.open_twin(max_data, answer.has_feature(extension::IRQ_ROUTES))?;
+        }
+        self.negotiated = Some(Negotiated { max_data });
+        self.greet(agreed, &answer);
+        Ok(())
+    }
+
+    fn open_twin(&mut self, max_data: usize, routes: bool) -> Done {
+        let os = |source: io::Error| Refusal::Os {
+            what: "Twin socket",
+            source,
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(os)?;
+        let twin = Arc::new(Twin::new(ours, max_data).map_err(os)?);
+        self.function
+            .memory()
+            .set_message_dma(Some(Arc::clone(&twin) as _));
+        if routes {
+            self.function.follow_guest_routes(Arc::clone(&twin) as _);
+        }
+        // VERSION succeeds once per session, so the cell is empty.
+        let _ = self.twin.set(twin);
+        self.reply.fds.push(theirs.into());
+        Ok(())
+    }
+
+    fn dma_map(&mut self, map: &DmaMap, fd: Option<OwnedFd>) -> Done {
+        // pread and pwrite instead of a mapping is not served; a promise about a descriptor needs one.
+        if map.flags & MAP_FILE_IO != 0 || (map.flags & MAP_MMAP != 0 && fd.is_none()) {
+            return Err(bad("dma_map.flags", map.flags.into()));
+        }
+        let mut access = Access::NONE;
+        for (flag, allowed) in [(MAP_READ, Access::READ), (MAP_WRITE, Access::WRITE)] {
+            if map.flags & flag != 0 {
+                access = access | allowed;
+            }
+        }
+        if access == Access::NONE {
+            return Err(bad("dma_map.flags", map.flags.into()));
+        }
+        let backing = fd.map(|file| Backing {
+            file,
+            offset: map.offset,
+        });
+        let request = MapRequest {
+            iova: map.address,
+            size: map.size,
+            access,
+            backing,
+        };
+        Ok(self.function.memory().map(request)?)
+    }
+
+    fn dma_unmap(&mut self, unmap: &DmaUnmap) -> Done {
+        let memory = self.function.memory();
+        if unmap.flags & UNMAP_ALL != 0 {
+            if (unmap.address, unmap.size) != (0, 0) {
+                return Err(bad("dma_unmap.address", unmap.address | unmap.size));
+            }
+            memory.unmap_all();
+        } else if let Err(error) = memory.unmap(unmap.address, unmap.size) {
+            // The specification wants an exact match; QEMU removes a virtual IOMMU's region in one piece.
+            if memory.unmap_range(unmap.address, unmap.size) == 0 {
+                return Err(error.into());
+            }
+        }
+        self.reply.payload.extend_from_slice(unmap.as_bytes());
+        Ok(())
+    }
+
+    fn device_info(&mut self) -> Done {
+        let reset = if self.function.device().resettable() {
+            DEVICE_RESET
+        } else {
+            0
+        };
+        let info = DeviceInfo {
+            argsz: size_of_u32::<DeviceInfo>(),
+            flags: DEVICE_PCI | reset,
+            num_regions: region::COUNT,
+            num_irqs: INDEXES,
+        };
+        self.reply.payload.extend_from_slice(info.as_bytes());
+        Ok(())
+    }
+
+    fn region_info(&mut self, asked: &RegionInfo) -> Done {
+        let index = asked.index;
+        check_region_index(index)?;
+        let found = self.function.region(index);
+        let mut info = RegionInfo {
+            index,
+            size: found.size,
+            ..RegionInfo::default()
+        };
+        info.flags |= if found.readable { REGION_READ } else { 0 };
+        info.flags |= if found.writable { REGION_WRITE } else { 0 };
+        let mut capabilities = Vec::new();
+        if let Some(mapping) = self.function.device().mapping(index) {
+            let fd = mapping.fd.try_clone_to_owned();
+            let fd = fd.map_err(|source| Refusal::Os {
+                what: "Region descriptor",
+                source,
+            })?;
+            // In every reply, with and without capabilities: clients differ in which they look at.
+            self.reply.fds.push(fd);
+            info.flags |= REGION_MMAP;
+            info.offset = mapping.offset;
+            if let Some(areas) = mapping.areas {
+                let areas = areas.iter().map(|a| SparseArea {
+                    offset: a.offset,
+                    size: a.size,
+                });
+                capabilities.push(RegionCapability::SparseMmap(areas.collect()));
+            }
+        }
+        info.encode(&capabilities, asked.argsz, &mut self.reply.payload);
+        Ok(())
+    }
+
+    fn region_io_fds(&mut self, asked: &IoFds) -> Done {
+        check_region_index(asked.index)?;
+        if self.function.region(asked.index).size == 0 {
+            return Err(bad("io_fds.index", asked.index.into()));
+        }
+        IoFds::encode(asked.index, &[], asked.argsz, &mut self.reply.payload);
+        Ok(())
+    }
+
+    fn irq_info(&mut self, asked: &IrqInfo) -> Done {
+        if asked.index >= INDEXES {
+            return Err(bad("irq_info.index", asked.index.into()));
+        }
+        let interrupts::IrqInfo {
+            count,
+            maskable,
+            automasked,
+            noresize,
+        } = self.function.device().irq(asked.index);
+        let mut flags = 0;
+        for (is_set, flag) in [
+            (count > 0, INFO_EVENTFD),
+            (maskable, INFO_MASKABLE),
+            (automasked, INFO_AUTOMASKED),
+            (noresize, INFO_NORESIZE),
+        ] {
+            flags |= if is_set { flag } else { 0 };
+        }
+        let info = IrqInfo {
+            argsz: size_of_u32::<IrqInfo>(),
+            flags,
+            index: asked.index,
+            count,
+        };
+        self.reply.payload.extend_from_slice(info.as_bytes());
+        Ok(())
+    }
+
+    fn set_irqs(&mut self, set: &SetIrqs, data: &[u8], fds: Vec<OwnedFd>) -> Done {
+        let device = self.function.device();
+        let request = irqs::translate(set, data, fds, device.irq(set.index))?;
+        Ok(device.set_irqs(request)?)
+    }
+
+    fn region_read(&mut self, access: &RegionAccess) -> Done {
+        let max = self
+            .negotiated
+            .as_ref()
+            .map_or(0, |negotiated| negotiated.max_data);
+        let count = usize::try_from(access.count).unwrap_or(usize::MAX);
+        if count > max {
+            return Err(bad("region_read.count", access.count.into()));
+        }
+        check_region_index(access.region)?;
+        self.function
+            .read(access.region, access.offset, self.reply.data(count))?;
+        self.reply.payload.extend_from_slice(access.as_bytes());
+        Ok(())
+    }
+
+    fn region_write(&mut self, access: &RegionAccess, data: &[u8]) -> Done {
+        check_region_index(access.region)?;
+        self.function.write(access.region, access.offset, data)?;
+        self.reply.payload.extend_from_slice(access.as_bytes());
+        Ok(())
+    }
+
+    fn region_write_multi(&mut self, count: u64, writes: MultiWrites<'_>) -> Done {
+        for write in writes {
+            let bytes = write
+                .bytes()
+                .ok_or_else(|| bad("multi_write.count", write.count.into()))?;
+            check_region_index(write.region)?;
+            self.function.write(write.region, write.offset, bytes)?;
+        }
+        self.reply.payload.extend_from_slice(count.as_bytes());
+        Ok(())
+    }
+}
+
+fn bad(field: &'static str, value: u64) -> Refusal {
+    DecodeError::BadValue { field, value }.into()
+}
+
+fn check_region_index(index: u32) -> Done {
+    if index >= region::COUNT {
+        return Err(bad("region index", index.into()));
+    }
+    Ok(())
+}
+
+/// The size of a wire structure as its `argsz`.
+fn size_of_u32<T>() -> u32 {
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
+}

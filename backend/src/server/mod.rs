@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The vfio-user server: from a listening socket to one session at a time.
+//!
+//! | file | job |
+//! |---|---|
+//! | `endpoint.rs` | binding a path or taking a descriptor, and who may connect |
+//! | `serve.rs` | the main loop: accept, refuse, signals |
+//! | `session.rs` | one client: receive, dispatch, reply, clean up |
+//! | `commands.rs` | one function per command |
+//! | `irqs.rs` | SET_IRQS checked and translated; pure |
+//! | `twin.rs` | requests of ours to the client, on the twin socket |
+
+mod commands;
+mod endpoint;
+mod irqs;
+mod serve;
+mod session;
+mod twin;
+
+pub use endpoint::{Endpoint, EndpointError, SocketOptions};
+pub use serve::{ServeError, ServeOptions, serve};
+pub use session::{Refusal, Session, SessionError, capabilities, print_capabilities};

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The main loop: one client at a time, others told so, signals, a clean end.
+//!
+//! The session runs on its own thread, blocked in receive; this loop sleeps in epoll. Neither wakes while
+//! a guest uses what is mapped.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use log::{debug, error, info, warn};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use vfio_user_protocol::Header;
+use vfio_user_protocol::header::HEADER_SIZE;
+use vfio_user_protocol::transport::split;
+use vhost::vhost_user::Listener;
+use zerocopy::FromBytes;
+
+use super::endpoint::Endpoint;
+use super::session::{Closer, Session, SessionError};
+use crate::device;
+use crate::function::Function;
+use crate::poller::Poller;
+use crate::report::chain;
+
+const LISTENER: u64 = 0;
+const SIGNAL: u64 = 1;
+const FINISHED: u64 = 2;
+/// Tokens from here on are clients waiting to be told that they cannot be served.
+const SURPLUS: u64 = 16;
+/// How many of those are listened to; more are just closed.
+const MAX_SURPLUS: usize = 8;
+
+/// How clients are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// Reset the device when a client leaves.
+    pub reset_on_disconnect: bool,
+    /// User ids that may connect; empty for anybody who can open the socket.
+    pub allowed_uids: Vec<u32>,
+}
+
+/// Why serving ended with a failure.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The loop could not be set up or continued.
+    #[error("Main loop")]
+    Loop(#[source] io::Error),
+    /// The device could not be brought to rest at the end.
+    #[error("Device not reset at the end")]
+    Reset(#[source] device::Error),
+}
+
+impl From<io::Error> for ServeError {
+    fn from(error: io::Error) -> Self {
+        Self::Loop(error)
+    }
+}
+
+impl From<Errno> for ServeError {
+    fn from(errno: Errno) -> Self {
+        Self::Loop(errno.into())
+    }
+}
+
+/// Serves clients until SIGTERM or SIGINT, or, if the endpoint is one client, until it leaves.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn serve(
+    endpoint: Endpoint,
+    function: &Arc<Function>,
+    options: &ServeOptions,
+) -> Result<(), ServeError> {
+    let (signals, raised) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, raised.try_clone()?)?;
+    }
+    let poller = Poller::new()?;
+    poller.add(signals.as_fd(), SIGNAL)?;
+    let finished = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    poller.add(finished.as_fd(), FINISHED)?;
+    let mut server = Server {
+        function,
+        options,
+        poller,
+        finished,
+        session: None,
+        surplus: [const { None }; MAX_SURPLUS],
+    };
+    let served = server.run(endpoint);
+    server.end_session();
+    // Whatever the clients wanted kept, nothing of theirs runs on without this process.
+    let rested = function.disconnect(true).map_err(ServeError::Reset);
+    served.and(rested)
+}
+
+struct Server<'a> {
+    function: &'a Arc<Function>,
+    options: &'a ServeOptions,
+    poller: Poller,
+    /// Counts when the session's thread ends.
+    finished: Arc<OwnedFd>,
+    session: Option<(Closer, JoinHandle<Result<(), SessionError>>)>,
+    surplus: [Option<UnixStream>; MAX_SURPLUS],
+}
+
+impl Server<'_> {
+    fn run(&mut self, endpoint: Endpoint) -> Result<(), ServeError> {
+        let listener = match endpoint {
+            Endpoint::Connected(stream) => {
+                self.attach(stream)?;
+                None
+            }
+            Endpoint::Listening(listener) => {
+                listener.set_nonblocking(true).map_err(io::Error::other)?;
+                let raw = listener.as_raw_fd();
+                // SAFETY: the listener outlives this borrow, which ends with the call below.
+                let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
+                self.poller.add(borrowed, LISTENER)?;
+                Some(listener)
+            }
+        };
+        loop {
+            let mut tokens = Vec::new();
+            self.poller.wait(|token| tokens.push(token))?;
+            for token in tokens {
+                match (token, &listener) {
+                    (SIGNAL, _) => {
+                        info!("Ending on a signal");
+                        return Ok(());
+                    }
+                    (FINISHED, _) => {
+                        self.end_session();
+                        if listener.is_none() {
+                            return Ok(());
+                        }
+                    }
+                    (LISTENER, Some(listener)) => self.accept(listener)?,
+                    (other, _) => self.dismiss(other),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, listener: &Listener) -> Result<(), ServeError> {
+        let stream = match listener.accept() {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                warn!("A client could not be accepted: {error}");
+                return Ok(());
+            }
+        };
+        let allowed = &self.options.allowed_uids;
+        match socket_peercred(&stream) {
+            Ok(peer) if allowed.is_empty() || allowed.contains(&peer.uid.as_raw()) => {
+                debug!(
+                    "Connection from process {:?}, user {:?}",
+                    peer.pid, peer.uid
+                );
+            }
+            Ok(peer) => {
+                warn!("Connection of user {} refused", peer.uid.as_raw());
+                return Ok(());
+            }
+            Err(error) => {
+                warn!("Connection refused: its user is not known: {error}");
+                return Ok(());
+            }
+        }
+        if self.session.is_some() {
+            self.keep_waiting(stream);
+            return Ok(());
+        }
+        self.attach(stream)
+    }
+
+    /// Starts a session on its own thread.
+    fn attach(&mut self, stream: UnixStream) -> Result<(), ServeError> {
+        stream.set_nonblocking(false)?;
+        let function = Arc::clone(self.function);
+        let (session, receiver) = Session::new(function, stream, self.options.reset_on_disconnect)?;
+        let closer = session.closer();
+        let finished = SignalOnDrop(Arc::clone(&self.finished));
+        let thread = thread::Builder::new()
+            .name("session".into())
+            .spawn(move || {
+                let _finished = finished;
+                session.run(receiver)
+            })?;
+        self.session = Some((closer, thread));
+        Ok(())
+    }
+
+    /// Ends the session, if there is one, and waits until the function is clean.
+    fn end_session(&mut self) {
+        let Some((closer, thread)) = self.session.take() else {
+            return;
+        };
+        closer.close();
+        match thread.join() {
+            Ok(Ok(())) => info!("Client left"),
+            Ok(Err(error)) => warn!("Session ended: {}", chain(&error)),
+            Err(_) => {
+                error!("Session ended by a defect in this program; the device is reset");
+                if let Err(error) = self.function.disconnect(true) {
+                    error!("Device not reset: {}", chain(&error));
+                }
+            }
+        }
+        let _ = rustix::io::read(&*self.finished, &mut [0; 8]);
+    }
+
+    /// A client too many: its first message is awaited, to be answered with EBUSY.
+    fn keep_waiting(&mut self, stream: UnixStream) {
+        let free = self.surplus.iter().position(Option::is_none);
+        let (Some(slot), Ok(())) = (free, stream.set_nonblocking(true)) else {
+            return;
+        };
+        if self
+            .poller
+            .add(stream.as_fd(), SURPLUS + slot as u64)
+            .is_ok()
+        {
+            self.surplus[slot] = Some(stream);
+        }
+    }
+
+    fn dismiss(&mut self, token: u64) {
+        let slot = usize::try_from(token.wrapping_sub(SURPLUS)).unwrap_or(usize::MAX);
+        let Some(mut stream) = self.surplus.get_mut(slot).and_then(Option::take) else {
+            return;
+        };
+        info!("A second client was refused: one is attached");
+        let mut header = [0; HEADER_SIZE];
+        if stream.read_exact(&mut header).is_ok()
+            && let Ok((header, _)) = Header::read_from_prefix(&header)
+        {
+            let busy = header.error_reply(Errno::BUSY.raw_os_error().unsigned_abs());
+            let _ = split(stream, HEADER_SIZE).1.send(&busy, &[], &[]);
+        }
+    }
+}
+
+/// Counts on an eventfd when dropped, however its thread ends.
+struct SignalOnDrop(Arc<OwnedFd>);
+
+impl Drop for SignalOnDrop {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+    }
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One client, from its first message to its last: receive, dispatch, reply, clean up.
+//!
+//! Commands are answered strictly in order, on the thread that runs the session. The dispatch path
+//! allocates nothing: buffers are reused, and only grow to what the client negotiated.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
+
+use log::{debug, info, trace, warn};
+use rustix::io::Errno;
+use vfio_user_protocol::deframer::{Frame, FrameError};
+use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
+use vfio_user_protocol::region::RegionAccess;
+use vfio_user_protocol::transport::{Receiver, Sender, TransportError, split};
+use vfio_user_protocol::version::{
+    Capabilities, DEFAULT_MAX_DATA_XFER_SIZE, DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, Extension,
+    TwinSocket, Version,
+};
+use vfio_user_protocol::{DecodeError, Header, Request, extension, version};
+
+use super::irqs::IrqError;
+use super::twin::Twin;
+use crate::device;
+use crate::function::Function;
+use crate::memory::MapError;
+use crate::ratelimit::RateLimit;
+
+/// Bytes of data in one message, as this server advertises.
+pub(super) const MAX_DATA: usize = 1 << 20;
+/// Descriptors in one message, as this server advertises. (QEMU refuses more than 16.)
+pub(super) const MAX_FDS: u32 = 16;
+/// The longest message: a header, the largest fixed part, and data.
+const MAX_MESSAGE: usize = HEADER_SIZE + size_of::<RegionAccess>() + MAX_DATA;
+
+/// What this server offers in VERSION.
+#[must_use]
+pub fn capabilities() -> Capabilities {
+    Capabilities {
+        max_msg_fds: Some(MAX_FDS),
+        max_data_xfer_size: Some(DEFAULT_MAX_DATA_XFER_SIZE),
+        max_dma_maps: Some(DEFAULT_MAX_DMA_MAPS),
+        pgsizes: Some(DEFAULT_PGSIZES),
+        twin_socket: Some(TwinSocket {
+            supported: true,
+            fd_index: None,
+        }),
+        write_multiple: Some(true),
+        extension: Some(Extension {
+            version: extension::VERSION,
+            features: vec![extension::IRQ_ROUTES.to_owned()],
+        }),
+    }
+}
+
+/// What `--print-capabilities` says: the backend program conventions of the specification, and ours.
+#[must_use]
+pub fn print_capabilities() -> serde_json::Value {
+    let extension = capabilities().extension.unwrap_or_default();
+    serde_json::json!({
+        "type": "vfio-user",
+        "features": ["model"],
+        "protocol": { "major": version::MAJOR, "minor": version::MINOR },
+        "extensions": { (extension::KEY): extension.features },
+    })
+}
+
+/// Why a session ended other than by the client's leaving.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The connection broke.
+    #[error("Connection lost")]
+    Transport(#[from] TransportError),
+    /// A reply could not be sent.
+    #[error("Reply not sent")]
+    Send(#[source] io::Error),
+    /// No version was agreed upon.
+    #[error("Negotiation failed")]
+    Negotiation(#[source] Box<Refusal>),
+    /// The device could not be brought back for the next client.
+    #[error("Device not reset after the client left")]
+    Reset(#[source] device::Error),
+}
+
+/// Why one request is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It is malformed.
+    #[error("Malformed request")]
+    Decode(#[from] DecodeError),
+    /// The device, or the region, says no.
+    #[error("Refused by the device")]
+    Device(#[from] device::Error),
+    /// The guest memory cannot be mapped or unmapped.
+    #[error("Guest memory")]
+    Map(#[from] MapError),
+    /// The interrupt request makes no sense.
+    #[error("Interrupt request")]
+    Irq(#[source] IrqErrorSource),
+    /// The command is not for now, or not for here.
+    #[error("{0}")]
+    Unexpected(&'static str),
+    /// The operating system refused.
+    #[error("{what}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The cause of [`Refusal::Irq`], opaque to other crates.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct IrqErrorSource(#[from] IrqError);
+
+impl From<IrqError> for Refusal {
+    fn from(error: IrqError) -> Self {
+        Self::Irq(error.into())
+    }
+}
+
+impl Refusal {
+    /// The errno for the wire.
+    fn errno(&self) -> u32 {
+        let errno = match self {
+            Self::Decode(_) | Self::Irq(_) | Self::Unexpected(_) => Errno::INVAL,
+            Self::Device(error) => error.errno(),
+            Self::Map(error) => error.errno(),
+            Self::Os { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
+        };
+        errno.raw_os_error().unsigned_abs()
+    }
+}
+
+/// A reply in the making; its buffers are reused from message to message.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    /// Fixed structures and small variable parts.
+    pub(super) payload: Vec<u8>,
+    /// Bulk data that follows; the first `data_len` bytes.
+    data: Vec<u8>,
+    data_len: usize,
+    /// Descriptors that go with it.
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+impl Reply {
+    fn clear(&mut self) {
+        self.payload.clear();
+        self.fds.clear();
+        self.data_len = 0;
+    }
+
+    /// Room for `length` bytes of bulk data, with whatever was there before in it.
+    pub(super) fn data(&mut self, length: usize) -> &mut [u8] {
+        if self.data.len() < length {
+            self.data.resize(length, 0);
+        }
+        self.data_len = length;
+        &mut self.data[..length]
+    }
+}
+
+/// Ends a session from another thread.
+#[derive(Clone, Debug)]
+pub(super) struct Closer {
+    main: Arc<UnixStream>,
+    twin: Arc<OnceLock<Arc<Twin>>>,
+}
+
+impl Closer {
+    /// Ends every wait of the session for its client.
+    pub(super) fn close(&self) {
+        let _ = self.main.shutdown(Shutdown::Both);
+        if let Some(twin) = self.twin.get() {
+            twin.close();
+        }
+    }
+}
+
+/// What was agreed upon with the client.
+#[derive(Debug)]
+pub(super) struct Negotiated {
+    /// Bytes of data it takes in one message.
+    pub(super) max_data: usize,
+}
+
+/// One client's session with a function.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) function: Arc<Function>,
+    pub(super) negotiated: Option<Negotiated>,
+    pub(super) twin: Arc<OnceLock<Arc<Twin>>>,
+    pub(super) reply: Reply,
+    main: Arc<UnixStream>,
+    sender: Sender,
+    refusals: RateLimit,
+    reset_on_disconnect: bool,
+}
+
+impl Session {
+    /// A session with whoever is at the other end of `stream`.
+    ///
+    /// # Errors
+    /// The errno of duplicating the socket.
+    pub fn new(
+        function: Arc<Function>,
+        stream: UnixStream,
+        reset_on_disconnect: bool,
+    ) -> io::Result<(Self, Receiver)> {
+        let main = Arc::new(stream.try_clone()?);
+        let (receiver, sender) = split(stream, MAX_MESSAGE);
+        let session = Self {
+            function,
+            negotiated: None,
+            twin: Arc::default(),
+            reply: Reply::default(),
+            main,
+            sender,
+            refusals: RateLimit::default(),
+            reset_on_disconnect,
+        };
+        Ok((session, receiver))
+    }
+
+    /// What ends this session from another thread.
+    pub(super) fn closer(&self) -> Closer {
+        Closer {
+            main: Arc::clone(&self.main),
+            twin: Arc::clone(&self.twin),
+        }
+    }
+
+    /// Serves the client until it leaves, then cleans up after it.
+    ///
+    /// # Errors
+    /// [`SessionError`]; the function is cleaned up all the same.
+    pub fn run(mut self, mut receiver: Receiver) -> Result<(), SessionError> {
+        let served = self.serve(&mut receiver);
+        if let Some(twin) = self.twin.get() {
+            twin.close();
+        }
+        // A connection that never negotiated (a probe of the path, say) changed nothing.
+        let cleaned = match self.negotiated {
+            Some(_) => self.function.disconnect(self.reset_on_disconnect),
+            None => Ok(()),
+        };
+        served?;
+        cleaned.map_err(SessionError::Reset)
+    }
+
+    fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {
+        loop {
+            match receiver.receive() {
+                Ok(Some(Frame::Message { header, body, fds })) => {
+                    trace!("{header:?}, {} descriptors", fds.len());
+                    self.handle(&header, body, fds)?;
+                }
+                Ok(Some(Frame::TooLong(header))) => {
+                    let size = header.size.into();
+                    let refusal = DecodeError::BadValue {
+                        field: "header.size",
+                        value: size,
+                    };
+                    self.refuse(&header, &refusal.into())?;
+                }
+                Ok(None) => return Ok(()),
+                Err(TransportError::Frame(FrameError::Size(header))) => {
+                    // Where the next message begins is anybody's guess: say so and leave.
+                    let errno = Errno::INVAL.raw_os_error().unsigned_abs();
+                    let _ = self.sender.send(&header.error_reply(errno), &[], &[]);
+                    return Err(TransportError::Frame(FrameError::Size(header)).into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Answers one message.
+    fn handle(
+        &mut self,
+        header: &Header,
+        body: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), SessionError> {
+        self.reply.clear();
+        let negotiating = self.negotiated.is_none();
+        match self.dispatch(header, body, fds) {
+            Ok(()) if header.wants_no_reply() => Ok(()),
+            Ok(()) => self.send_reply(header),
+            Err(refusal) => {
+                self.refuse(header, &refusal)?;
+                if negotiating {
+                    return Err(SessionError::Negotiation(Box::new(refusal)));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn dispatch(&mut self, header: &Header, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+        match header.message_type() {
+            MessageType::Command => {}
+            MessageType::Reply => return Err(DecodeError::NotACommand(1).into()),
+            MessageType::Unknown(other) => return Err(DecodeError::NotACommand(other).into()),
+        }
+        let allowed = if self.negotiated.is_some() {
+            MAX_FDS as usize
+        } else {
+            0
+        };
+        if fds.len() > allowed {
+            let found = fds.len();
+            return Err(DecodeError::Descriptors {
+                expected: allowed,
+                found,
+            }
+            .into());
+        }
+        let request = Request::decode(header.command, body)?;
+        self.command(request, fds)
+    }
+
+    fn send_reply(&self, request: &Header) -> Result<(), SessionError> {
+        let Reply {
+            payload,
+            data,
+            data_len,
+            fds,
+        } = &self.reply;
+        let data = &data[..*data_len];
+        let header = request.reply(payload.len() + data.len());
+        // Almost no reply carries a descriptor, and none more than a few.
+        let mut borrowed = Vec::new();
+        borrowed.extend(fds.iter().map(|fd| fd.as_fd()));
+        let fds: &[BorrowedFd<'_>] = &borrowed;
+        self.sender
+            .send(&header, &[payload, data], fds)
+            .map_err(SessionError::Send)
+    }
+
+    fn refuse(&mut self, request: &Header, refusal: &Refusal) -> Result<(), SessionError> {
+        let errno = refusal.errno();
+        if let Some(passed_over) = self.refusals.allow() {
+            let chain = crate::report::chain(refusal);
+            warn!(
+                "Command {} refused with errno {errno}: {chain}{passed_over}",
+                request.command
+            );
+        } else {
+            debug!("Command {} refused with errno {errno}", request.command);
+        }
+        if request.wants_no_reply() {
+            return Ok(());
+        }
+        self.sender
+            .send(&request.error_reply(errno), &[], &[])
+            .map_err(SessionError::Send)
+    }
+
+    /// One line when a client has come.
+    pub(super) fn greet(&self, version: Version, agreed: &Capabilities) {
+        let Version { major, minor } = version;
+        info!(
+            "Client attached with protocol {major}.{minor} to the {}",
+            self.function.device().name()
+        );
+        debug!("Agreed upon: {agreed:?}");
+    }
+}
