@@ -210,6 +210,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if thread::panicking() {
+            // A failed test wants to know what everybody had to say.
+            eprintln!("{}", self.report());
+        }
         let _ = self.child.kill();
         self.reap();
     }
