@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     os::unix::process::ExitStatusExt,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Instant,
 };
@@ -30,6 +33,8 @@ pub struct Process {
     stdin: Option<ChildStdin>,
     stdout: Capture,
     stderr: Capture,
+    /// Whether a failure message has quoted it already.
+    reported: AtomicBool,
 }
 
 impl Process {
@@ -56,6 +61,7 @@ impl Process {
             stderr: Capture::of(child.stderr.take()),
             child,
             pidfd,
+            reported: AtomicBool::new(false),
         }
     }
 
@@ -184,6 +190,7 @@ impl Process {
     /// All that is known about it, for a failure message.
     #[must_use]
     pub fn report(&self) -> String {
+        self.reported.store(true, Ordering::Relaxed);
         let state = if self.has_ended() {
             // Its last words may still be in the pipe.
             self.stdout.wait_until_ended();
@@ -210,7 +217,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if thread::panicking() && !self.reported.load(Ordering::Relaxed) {
             // A failed test wants to know what everybody had to say.
             eprintln!("{}", self.report());
         }
