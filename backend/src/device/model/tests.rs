@@ -235,6 +235,10 @@ fn fills_repeat_the_pattern() {
     assert_eq!(rig.run(command::FILL, 0, RAM + 4093, 6), DONE);
     assert_eq!(contents(&files[0], 4092, 4), [0, 0x11, 0x22, 0x33]);
     assert_eq!(contents(&files[1], 0, 4), [0x44, 0x11, 0x22, 0]);
+    // Three pieces: the pattern's phase is carried over all of them.
+    let third = rig.map(RAM + 0x2000, 1, Access::READ_WRITE);
+    assert_eq!(rig.run(command::FILL, 0, RAM + 4093, 4102), DONE);
+    assert_eq!(contents(&third, 0, 4), [0x44, 0x11, 0x22, 0]);
     assert_eq!(
         rig.run(command::FILL | command::DST_VRAM, 0, 1, VRAM - 2),
         DONE
