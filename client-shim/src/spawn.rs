@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A backend process per device, over a socket pair, so that no socket path exists for others to find.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -58,8 +59,19 @@ pub fn spawn(mut command: Command, options: Options) -> Result<Spawned, Error> {
     }
 }
 
+impl Spawned {
+    /// Disconnects, waits for the process to end, and tells how it did.
+    ///
+    /// # Errors
+    /// The errno of waitpid(2).
+    pub fn finish(mut self) -> io::Result<ExitStatus> {
+        self.client.disconnect();
+        end(&mut self.child)
+    }
+}
+
 /// Waits for a disconnected child.
-fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
+fn end(child: &mut Child) -> io::Result<ExitStatus> {
     if let Some(status) = child.try_wait()? {
         return Ok(status);
     }
@@ -106,7 +118,7 @@ mod tests {
     #[test]
     #[ignore = "run by a_backend_lives_as_long_as_its_client"]
     fn backend() {
-        let stream = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+        let stream = io::stdin().as_fd().try_clone_to_owned().unwrap();
         let mut peer = Peer::new(UnixStream::from(stream));
         peer.negotiate(&capabilities(), &[]);
         while let Some(request) = peer.next() {
