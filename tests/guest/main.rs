@@ -13,6 +13,7 @@ mod pci_device;
 mod registers;
 mod reset;
 mod system;
+mod vfio;
 
 use std::{error::Error, io::Write};
 
@@ -31,6 +32,14 @@ macro_rules! check_eq {
 use check_eq;
 
 fn main() {
+    // This program again, as one of a check's other processes.
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(vfio::HOLD_DMA) {
+        if let Err(error) = vfio::hold_dma(&arguments.next().unwrap_or_default()) {
+            say(&error.to_string());
+        }
+        return;
+    }
     if let Err(error) = system::bring_up() {
         say(&format!("init FAILED: {error}"));
         system::power_off();
@@ -53,7 +62,10 @@ fn run(name: &str) {
         "interrupt" => interrupt::intx(),
         "reset" => reset::function_level(),
         "draw" => draw::draw(),
-        _ => Err("there is no such check".into()),
+        _ => match vfio::check(name) {
+            Some(check) => check(),
+            None => Err("there is no such check".into()),
+        },
     };
     match outcome {
         Ok(()) => say(&format!("check {name} ok")),

@@ -24,10 +24,16 @@ pub fn stock_kernel() -> PathBuf {
     from_environment("VFIO_USER_GPU_STOCK_KERNEL")
 }
 
+/// The tree of the kernel whose VFIO the kernel lanes test: Debian's ordinary one with the mediated samples, or our own.
+#[track_caller]
+pub fn vfio_kernel() -> PathBuf {
+    from_environment("VFIO_USER_GPU_VFIO_KERNEL")
+}
+
 #[track_caller]
 fn from_environment(name: &str) -> PathBuf {
     let Some(path) = env::var_os(name).map(PathBuf::from) else {
-        panic!("{name} is not set: run this test through `tests/run qemu`");
+        panic!("{name} is not set: run this test through `tests/run`");
     };
     assert!(path.exists(), "{name}={} does not exist", path.display());
     path

@@ -11,6 +11,7 @@
 //! | [`qtest`], [`qmp`] | QEMU's two control protocols |
 //! | [`pci`] | configuration space and BARs of a device, driven through qtest |
 //! | [`guest`], [`initramfs`] | a Linux guest assembled from a kernel tree and our own `/init` |
+//! | [`vfio_machine`] | a guest with an IOMMU and devices for its own VFIO |
 //! | [`screen`] | what a Bochs display shows |
 //! | [`pattern`] | test data that host and guest both know |
 //! | [`model_gpu`] | the registers of the model GPU, as a driver writer sees them |
@@ -34,6 +35,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod qtest;
 pub mod screen;
+pub mod vfio_machine;
 
 use std::time::Duration;
 

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Checks of what a client of the backend can read and write: the description of the device, config space, BARs.
+
+use system_tests::pci;
+
+use super::{
+    backend::{CONFIG, Device, Launch},
+    edu::{self, Registers},
+    kernel::OpenDevice,
+    pci::Function,
+    places,
+};
+use crate::{Outcome, check_eq, say};
+
+/// The backend serves every device of the machine, with the regions that the kernel lists.
+pub fn all_devices() -> Outcome {
+    for (name, function) in places::all()? {
+        function.bind_to_vfio()?;
+        let device = OpenDevice::open(&function)?;
+        let mut sizes = Vec::new();
+        for index in 0..8 {
+            sizes.push(device.region(index)?.map_or(0, |region| region.size));
+        }
+        drop(device);
+        let backend = Launch::on(&function)?
+            .attach()
+            .map_err(|error| format!("{name}: {error}"))?;
+        for line in backend.log().lines() {
+            say(&format!("{name}: {line}"));
+        }
+        for (index, size) in (0..8).zip(sizes) {
+            // Config space is the backend's own, and a ROM is served only where it can be read.
+            if index != 6 && index != CONFIG {
+                check_eq!(
+                    backend.region(index)?.size,
+                    size,
+                    "{name}: size of region {index}"
+                );
+            }
+        }
+        let id = u32::from_le_bytes(backend.config(pci::VENDOR_ID)?);
+        let (vendor, product) = function.ids()?;
+        check_eq!(
+            id,
+            u32::from(product) << 16 | u32::from(vendor),
+            "{name}'s ids"
+        );
+    }
+    Ok(())
+}
+
+/// Config space as a guest uses it: sizing and placing BARs, enabling, read-only ids.
+pub fn config_space() -> Outcome {
+    let backend = Launch::on(&Function::at(places::EDU)?)?.attach()?;
+    backend.set_config32(pci::BAR0, u32::MAX)?;
+    let sized = u32::from_le_bytes(backend.config(pci::BAR0)?);
+    check_eq!(!(sized & !0xf) + 1, 1 << 20, "size of edu's BAR0");
+    backend.set_config32(pci::BAR0, 0xe000_0000)?;
+    check_eq!(
+        u32::from_le_bytes(backend.config(pci::BAR0)?) & !0xf,
+        0xe000_0000,
+        "BAR0, placed"
+    );
+    check_eq!(
+        backend.config16(pci::COMMAND)? & pci::COMMAND_MASTER,
+        0,
+        "bus mastering at first"
+    );
+    backend.enable(pci::COMMAND_MEMORY | pci::COMMAND_MASTER)?;
+    let wanted = pci::COMMAND_MEMORY | pci::COMMAND_MASTER;
+    check_eq!(
+        backend.config16(pci::COMMAND)? & wanted,
+        wanted,
+        "command register, enabled"
+    );
+    backend.set_config16(pci::VENDOR_ID, 0)?;
+    check_eq!(
+        backend.config16(pci::VENDOR_ID)?,
+        edu::VENDOR,
+        "vendor after a write"
+    );
+    backend.capability(pci::CAP_MSI)?;
+    Ok(())
+}
+
+/// A BAR by messages: registers answer, and nothing is handed over unasked.
+pub fn trapped() -> Outcome {
+    let function = Function::at(places::EDU)?;
+    let backend = Launch::on(&function)?
+        .args(&["--bar-handoff", "none"])
+        .attach()?;
+    check_eq!(
+        backend.region(0)?.mapping.is_none(),
+        true,
+        "no mapping of a trapped BAR"
+    );
+    backend.enable(pci::COMMAND_MEMORY)?;
+    edu::check_alive(&backend.trapped(0))
+}
+
+/// A BAR by the device's descriptor: the mapping and the messages reach the same registers.
+pub fn handed_over() -> Outcome {
+    let function = Function::at(places::EDU)?;
+    let backend = Launch::on(&function)?
+        .args(&["--bar-handoff", "device-fd"])
+        .attach()?;
+    backend.enable(pci::COMMAND_MEMORY)?;
+    let mapped = backend.mapped(0)?;
+    edu::check_alive(&mapped)?;
+    mapped.write32(edu::INVERT, 0x600d_cafe)?;
+    check_eq!(
+        backend.trapped(0).read32(edu::INVERT)?,
+        !0x600d_cafe,
+        "what was written through the mapping"
+    );
+
+    // Memory behind a root port, with a framebuffer that keeps what is written.
+    let display = Function::with_ids(0x1234, 0x1111)?;
+    let backend = Launch::on(&display)?
+        .args(&["--bar-handoff", "device-fd"])
+        .attach()?;
+    backend.enable(pci::COMMAND_MEMORY)?;
+    let (mapped, trapped) = (backend.mapped(0)?, backend.trapped(0));
+    for offset in [0, 0x1000, 0xff_fffc] {
+        mapped.write32(offset, 0xfeed_0000)?;
+        check_eq!(
+            trapped.read32(offset)?,
+            0xfeed_0000,
+            "framebuffer at {offset:#x}"
+        );
+        trapped.write32(offset, 0x1234_5678)?;
+        check_eq!(
+            mapped.read32(offset)?,
+            0x1234_5678,
+            "framebuffer at {offset:#x}, mapped"
+        );
+    }
+    Ok(())
+}
