@@ -15,7 +15,9 @@ mod reset;
 mod system;
 mod vfio;
 
-use std::{error::Error, io::Write};
+use std::{error::Error, io::Write, panic};
+
+use system_tests::nested_qemu;
 
 /// How a check ends: with the reason when it fails.
 type Outcome = Result<(), Box<dyn Error>>;
@@ -33,7 +35,11 @@ use check_eq;
 
 fn main() {
     // This program again, as one of a check's other processes.
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args();
+    if arguments.next().as_deref() == Some(nested_qemu::WRAPPER) {
+        say(&vfio::become_qemu().to_string());
+        return;
+    }
     if arguments.next().as_deref() == Some(vfio::HOLD_DMA) {
         if let Err(error) = vfio::hold_dma(&arguments.next().unwrap_or_default()) {
             say(&error.to_string());
@@ -53,7 +59,23 @@ fn main() {
 }
 
 fn run(name: &str) {
-    let outcome = match name {
+    // The harness fails by panic, and an init that dies takes the machine with it.
+    let outcome = panic::catch_unwind(|| check(name))
+        .unwrap_or_else(|_| Err("it panicked, see above".into()));
+    match outcome {
+        Ok(()) => say(&format!("check {name} ok")),
+        Err(why) => {
+            say(&system::kernel_log());
+            // One line, whatever the reason's own form.
+            let why = why.to_string().replace('\n', " ");
+            say(&format!("check {name} FAILED: {why}"));
+        }
+    }
+}
+
+/// Runs the check `name`.
+fn check(name: &str) -> Outcome {
+    match name {
         "config" => registers::config_space(),
         "registers" => registers::engine_registers(),
         "vram" => registers::vram(),
@@ -66,15 +88,6 @@ fn run(name: &str) {
             Some(check) => check(),
             None => Err("there is no such check".into()),
         },
-    };
-    match outcome {
-        Ok(()) => say(&format!("check {name} ok")),
-        Err(why) => {
-            say(&system::kernel_log());
-            // One line, whatever the reason's own form.
-            let why = why.to_string().replace('\n', " ");
-            say(&format!("check {name} FAILED: {why}"));
-        }
     }
 }
 

@@ -5,15 +5,15 @@ lane_kernel_stock() { kernel_lane vfio-kernel; }
 
 # kernel_lane COMPONENT: the tests in tests/tests/kernel/ with that kernel.
 kernel_lane() {
-    local components=("$1") only=()
-    [ -n "${QEMU_VFIO_USER:-}" ] || components+=(qemu)
-    prepare "${components[@]}" || return
+    local only=()
+    prepare "$1" qemu || return
     if ! cargo run --quiet --package vfio-user-gpu -- --help | grep -q -e ' --device '; then
         # Everything else has the backend own a device of the kernel's.
         only=(ground::)
         skip_lane "the backend has no --device; only the ground it will stand on is tested"
     fi
-    QEMU_VFIO_USER=${QEMU_VFIO_USER:-${PREPARED[qemu]:-}/run} \
+    QEMU_VFIO_USER=${QEMU_VFIO_USER:-${PREPARED[qemu]}/run} \
+        VFIO_USER_GPU_QEMU_TREE=${PREPARED[qemu]} \
         VFIO_USER_GPU_VFIO_KERNEL=${PREPARED[$1]} \
         cargo_tests --package system-tests --test kernel -- --ignored --nocapture "${only[@]}"
 }

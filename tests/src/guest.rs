@@ -32,6 +32,7 @@ pub struct Guest {
     append: String,
     machine: Vec<String>,
     devices: Vec<Value>,
+    folders: Vec<String>,
     files: Vec<(String, PathBuf)>,
 }
 
@@ -46,6 +47,7 @@ impl Guest {
             append: String::new(),
             machine: Vec::new(),
             devices: Vec::new(),
+            folders: Vec::new(),
             files: Vec::new(),
         }
     }
@@ -62,6 +64,13 @@ impl Guest {
     #[must_use]
     pub fn machine_property(mut self, property: &str) -> Self {
         self.machine.push(property.to_owned());
+        self
+    }
+
+    /// Makes a folder, without a leading slash, in the guest's root.
+    #[must_use]
+    pub fn folder(mut self, path: &str) -> Self {
+        self.folders.push(path.to_owned());
         self
     }
 
@@ -124,6 +133,9 @@ impl Guest {
         for module in String::from_utf8_lossy(&order).lines() {
             let content = read(&self.kernel.join("modules").join(module));
             archive.file(&format!("modules/{module}"), &content);
+        }
+        for folder in &self.folders {
+            archive.folder(folder);
         }
         for (path, source) in &self.files {
             archive.file(path, &read(source));

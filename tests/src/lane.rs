@@ -12,6 +12,12 @@ pub fn qemu() -> PathBuf {
     from_environment("QEMU_VFIO_USER")
 }
 
+/// The folder Debian's QEMU was unpacked into.
+#[track_caller]
+pub fn qemu_tree() -> PathBuf {
+    from_environment("VFIO_USER_GPU_QEMU_TREE")
+}
+
 /// The tree of Debian's kernel for virtual machines, with `uio_pci_generic`.
 #[track_caller]
 pub fn cloud_kernel() -> PathBuf {

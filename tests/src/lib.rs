@@ -12,6 +12,7 @@
 //! | [`pci`] | configuration space and BARs of a device, driven through qtest |
 //! | [`guest`], [`initramfs`] | a Linux guest assembled from a kernel tree and our own `/init` |
 //! | [`vfio_machine`] | a guest with an IOMMU and devices for its own VFIO |
+//! | [`nested_qemu`] | QEMU inside such a guest |
 //! | [`screen`] | what a Bochs display shows |
 //! | [`pattern`] | test data that host and guest both know |
 //! | [`model_gpu`] | the registers of the model GPU, as a driver writer sees them |
@@ -28,6 +29,7 @@ pub mod guest;
 pub mod initramfs;
 pub mod lane;
 pub mod model_gpu;
+pub mod nested_qemu;
 pub mod pattern;
 pub mod pci;
 pub mod process;

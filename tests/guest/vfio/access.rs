@@ -1,16 +1,80 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Checks of what a client of the backend can read and write: the description of the device, config space, BARs.
 
+use std::{error::Error, os::unix::fs::FileExt, process::Command, time::Instant};
+
 use system_tests::pci;
 
 use super::{
-    backend::{CONFIG, Device, Launch},
+    backend::{CONFIG, Device, Launch, SOCKET},
     edu::{self, Registers},
     kernel::OpenDevice,
     pci::Function,
     places,
 };
 use crate::{Outcome, check_eq, say};
+
+/// The program itself runs here, without a device of the kernel's.
+pub fn model() -> Outcome {
+    let backend = Launch::with(&["--model"]).attach()?;
+    let id = u32::from_le_bytes(backend.config(pci::VENDOR_ID)?);
+    check_eq!(id, 0x1111_1234, "the model GPU's ids");
+    Ok(())
+}
+
+/// `vfio-user-ctl info` of a kernel device reads well; what it says is for people, so only the ids are looked for.
+pub fn info() -> Outcome {
+    let mut backend = Launch::on(&Function::at(places::EDU)?)?.listen()?;
+    drop(backend.connect()?);
+    let output = Command::new("/bin/vfio-user-ctl")
+        .args(["info", SOCKET])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    say(&text);
+    if !output.status.success() || !text.contains("1234:11e8") {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("vfio-user-ctl: {}, {errors}", output.status).into());
+    }
+    Ok(())
+}
+
+/// How long accesses take through the socket and straight on the kernel's descriptor. Told, not judged.
+pub fn speed() -> Outcome {
+    const ROUNDS: u32 = 2000;
+    let function = Function::at(places::EDU)?;
+    function.bind_to_vfio()?;
+    let device = OpenDevice::open(&function)?;
+    device.write(
+        CONFIG,
+        u64::from(pci::COMMAND),
+        &pci::COMMAND_MEMORY.to_le_bytes(),
+    )?;
+    let timed = |access: &dyn Fn() -> Outcome| -> Result<f64, Box<dyn Error>> {
+        let start = Instant::now();
+        (0..ROUNDS).try_for_each(|_| access())?;
+        Ok(start.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS))
+    };
+    // The region's place is looked up once, as the backend does.
+    let offset = |region| -> Result<u64, Box<dyn Error>> {
+        Ok(device.region(region)?.ok_or("no such region")?.offset)
+    };
+    let (config, bar) = (offset(CONFIG)?, offset(0)?);
+    let direct = |offset| timed(&|| Ok(device.device.read_exact_at(&mut [0; 4], offset)?));
+    let (config_direct, bar_direct) = (direct(config)?, direct(bar)?);
+    drop(device);
+    let backend = Launch::on(&function)?
+        .args(&["--bar-handoff", "none"])
+        .attach()?;
+    backend.enable(pci::COMMAND_MEMORY)?;
+    let config_socket = timed(&|| backend.config::<4>(0).map(drop))?;
+    let bar = backend.trapped(0);
+    let bar_socket = timed(&|| bar.read32(edu::ID).map(drop))?;
+    say(&format!(
+        "microseconds for a read of 4 bytes, socket / pread: config space {config_socket:.1} / {config_direct:.1}, \
+         BAR {bar_socket:.1} / {bar_direct:.1}"
+    ));
+    Ok(())
+}
 
 /// The backend serves every device of the machine, with the regions that the kernel lists.
 pub fn all_devices() -> Outcome {

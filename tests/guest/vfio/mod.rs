@@ -16,8 +16,10 @@ mod pci;
 mod places;
 mod privileges;
 mod probe;
+mod vmm;
 
 pub use lifecycle::{HOLD_DMA, hold_dma};
+pub use vmm::become_qemu;
 
 use crate::Outcome;
 
@@ -42,6 +44,10 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-unplug" => lifecycle::unplug,
         "owner-client-killed" => lifecycle::client_killed,
         "owner-backend-killed" => lifecycle::backend_killed,
+        "owner-model" => access::model,
+        "owner-info" => access::info,
+        "owner-speed" => access::speed,
+        "owner-qemu" => vmm::qemu,
         "owner-launcher" => privileges::launcher,
         "owner-user" => privileges::user,
         "owner-memlock" => privileges::memlock,

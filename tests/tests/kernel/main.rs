@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use system_tests::{
     binaries,
     guest::{Guest, Report},
-    lane,
+    lane, nested_qemu,
     vfio_machine::{self, vfio_guest},
 };
 
@@ -40,19 +40,22 @@ macro_rules! boot {
     };
 }
 
-/// The machine with the backend in it.
+/// The machine with our programs in it.
 #[track_caller]
 fn owner() -> Guest {
-    vfio_guest(lane::vfio_kernel()).file("bin/vfio-user-gpu", binaries::static_backend())
+    vfio_guest(lane::vfio_kernel())
+        .file("bin/vfio-user-gpu", binaries::static_backend())
+        .file("bin/vfio-user-ctl", binaries::static_ctl())
 }
 
 boot! {
     /// What the backend stands on, without it.
-    ground: vfio_guest(lane::vfio_kernel());
+    ground: owner();
     "vfio-devices" vfio_pci_takes_every_device_of_the_machine
     "vfio-listing" the_kernel_lists_regions_and_interrupts
     "vfio-dma" dma_goes_through_the_iommu_and_faults_outside_its_maps
     "vfio-mdev" mediated_devices_open_and_list_their_regions
+    "owner-model" the_static_backend_runs_there
 }
 
 boot! {
@@ -65,6 +68,8 @@ boot! {
     "owner-dma" dma_goes_both_ways_and_not_where_no_map_is
     "owner-bus-master" nothing_moves_without_bus_mastering
     "owner-bad-maps" bad_maps_are_refused_with_their_errno
+    "owner-info" vfio_user_ctl_describes_it
+    "owner-speed" accesses_are_timed_beside_the_kernel_s
 }
 
 boot! {
@@ -73,6 +78,12 @@ boot! {
     "owner-msi" msi_passes_a_sleeping_backend
     "owner-msix" msix_passes_a_sleeping_backend_vector_by_vector
     "owner-intx" intx_is_masked_by_its_arrival
+}
+
+boot! {
+    /// A VMM that nobody here wrote.
+    vmm: nested_qemu::add_to(owner(), &binaries::guest_init());
+    "owner-qemu" qemu_in_the_guest_uses_a_device_of_the_guest_s_kernel
 }
 
 boot! {
