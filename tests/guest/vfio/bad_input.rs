@@ -89,22 +89,10 @@ pub fn no_permission() -> Outcome {
 
 /// A virtual function whose physical function's owner set a token.
 pub fn vf_token() -> Outcome {
-    let physical = places::igb()?;
-    physical.bind_to_vfio()?;
-    let owner = OpenDevice::open(&physical)?;
-    owner.set_vf_token([0x5a; 16])?;
-    physical.write("sriov_numvfs", "1")?;
-    let tried = || {
-        let function = Function::with_ids(0x8086, 0x10ca)?;
-        function.bind_to_vfio()?;
-        names(
-            &Launch::with(&["--device", &function.address()]).refused()?,
-            &["token"],
-        )
-    };
-    let outcome = tried();
-    physical.write("sriov_numvfs", "0")?;
-    outcome
+    places::with_virtual_function(|function, _token| {
+        let line = Launch::with(&["--device", &function.address()]).refused()?;
+        names(&line, &["token"])
+    })
 }
 
 /// A machine without an IOMMU.

@@ -11,7 +11,7 @@ use super::{
     dma::mastering_edu,
     edu::{self, Registers},
     events::Event,
-    places,
+    igb, places,
 };
 use crate::{Outcome, check_eq, say};
 
@@ -21,16 +21,6 @@ const MANY: u64 = 10_000;
 const HANDED_OVER: [&str; 2] = ["--bar-handoff", "device-fd"];
 const MSI_ENABLE: u16 = 1;
 const MSIX_ENABLE: u16 = 1 << 15;
-
-/// igb's interrupt registers (Intel 82576 datasheet, 8.8): mode, cause set, mask set, auto clear, cause.
-mod igb {
-    pub const GPIE: u64 = 0x1514;
-    pub const GPIE_MSIX: u32 = 1 << 4;
-    pub const EICS: u64 = 0x1520;
-    pub const EIMS: u64 = 0x1524;
-    pub const EIAC: u64 = 0x152c;
-    pub const EICR: u64 = 0x1580;
-}
 
 /// edu's MSI, each one counted, while the backend sleeps.
 pub fn msi() -> Outcome {
@@ -84,24 +74,18 @@ pub fn msix() -> Outcome {
         armed.map_err(|error| chain(&error))
     };
     arm(0, 3)?;
-    bar.write32(igb::GPIE, igb::GPIE_MSIX)?;
-    bar.write32(igb::EIAC, 0xf)?;
-    bar.write32(igb::EIMS, 0xf)?;
-    let raise = |vector: usize| -> Result<(), Box<dyn Error>> {
-        bar.write32(igb::EICR, 1 << vector)?;
-        bar.write32(igb::EICS, 1 << vector)
-    };
+    igb::set_up(&bar)?;
     for (vector, event) in events.iter().enumerate().take(3) {
-        raise(vector)?;
+        igb::raise(&bar, vector)?;
         check_eq!(event.wait("MSI-X")?, 1, "vector {vector}");
     }
     arm(3, 1)?;
-    raise(3)?;
+    igb::raise(&bar, 3)?;
     check_eq!(events[3].wait("MSI-X, added")?, 1, "the vector added later");
     let waits = settled(&backend)?;
     for round in 0..MANY {
         let vector = usize::try_from(round % 4)?;
-        raise(vector)?;
+        igb::raise(&bar, vector)?;
         check_eq!(
             events[vector].wait("MSI-X")?,
             1,

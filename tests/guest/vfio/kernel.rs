@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use super::pci::Function;
+use super::{events::Event, pci::Function};
 
 const SET_IOMMU: u64 = 0x3b66;
 const GROUP_GET_STATUS: u64 = 0x3b67;
@@ -22,6 +22,8 @@ const GROUP_GET_DEVICE_FD: u64 = 0x3b6a;
 const DEVICE_GET_INFO: u64 = 0x3b6b;
 const DEVICE_GET_REGION_INFO: u64 = 0x3b6c;
 const DEVICE_GET_IRQ_INFO: u64 = 0x3b6d;
+const DEVICE_SET_IRQS: u64 = 0x3b6e;
+const DEVICE_RESET: u64 = 0x3b6f;
 const IOMMU_MAP_DMA: u64 = 0x3b71;
 const DEVICE_FEATURE: u64 = 0x3b75;
 const DEVICE_BIND_IOMMUFD: u64 = 0x3b76;
@@ -34,6 +36,11 @@ const GROUP_VIABLE: u32 = 1;
 const MAP_READ_WRITE: u32 = 3;
 /// `IOMMU_IOAS_MAP_FIXED_IOVA | WRITEABLE | READABLE`.
 const IOAS_MAP_FIXED_READ_WRITE: u32 = 7;
+/// `VFIO_IRQ_SET_DATA_NONE`, `_DATA_EVENTFD`, `_ACTION_UNMASK`, `_ACTION_TRIGGER`.
+const IRQ_NONE: u32 = 1;
+const IRQ_EVENTFD: u32 = 4;
+const IRQ_UNMASK: u32 = 0x10;
+const IRQ_TRIGGER: u32 = 0x20;
 /// `VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_PCI_VF_TOKEN`.
 const FEATURE_SET_VF_TOKEN: u32 = 1 << 17;
 
@@ -260,6 +267,50 @@ impl OpenDevice {
             }
         }
         Ok(())
+    }
+
+    /// Gives the vectors from `start` their eventfds.
+    pub fn arm(&self, index: u32, start: u32, events: &[&Event]) -> Result<(), Box<dyn Error>> {
+        let fds = events.iter().map(|event| event.fd().as_raw_fd());
+        let fds: Vec<_> = fds.map(i32::cast_unsigned).collect();
+        self.set_irqs(
+            IRQ_EVENTFD | IRQ_TRIGGER,
+            index,
+            start,
+            u32::try_from(events.len())?,
+            &fds,
+        )
+    }
+
+    /// Takes an index's eventfds away.
+    pub fn disable(&self, index: u32) -> Result<(), Box<dyn Error>> {
+        self.set_irqs(IRQ_NONE | IRQ_TRIGGER, index, 0, 0, &[])
+    }
+
+    /// Unmasks the first vector.
+    pub fn unmask(&self, index: u32) -> Result<(), Box<dyn Error>> {
+        self.set_irqs(IRQ_NONE | IRQ_UNMASK, index, 0, 1, &[])
+    }
+
+    fn set_irqs(
+        &self,
+        flags: u32,
+        index: u32,
+        start: u32,
+        count: u32,
+        data: &[u32],
+    ) -> Result<(), Box<dyn Error>> {
+        const HEADER: usize = 5;
+        let argsz = u32::try_from((HEADER + data.len()) * size_of::<u32>())?;
+        let mut request = [0; 16];
+        request[..HEADER].copy_from_slice(&[argsz, flags, index, start, count]);
+        request[HEADER..HEADER + data.len()].copy_from_slice(data);
+        Ok(ioctl(&self.device, DEVICE_SET_IRQS, &mut request)?)
+    }
+
+    /// Resets the device.
+    pub fn reset(&self) -> Result<(), Box<dyn Error>> {
+        Ok(ioctl_value(&self.device, DEVICE_RESET, 0)?)
     }
 
     /// Sets the token that users of this function's VFs must know.

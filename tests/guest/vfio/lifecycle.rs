@@ -29,11 +29,11 @@ pub const HOLD_DMA: &str = "hold-dma";
 /// `VFIO_DEVICE_FLAGS_RESET`.
 const RESETTABLE: u32 = 1;
 /// virtio-gpu's register BAR, and device_status of the common configuration in it (VIRTIO 1.2, 4.1.4.3).
-const VIRTIO_BAR: u32 = 4;
-const VIRTIO_STATUS: u64 = 0x14;
+pub const VIRTIO_BAR: u32 = 4;
+pub const VIRTIO_STATUS: u64 = 0x14;
 /// PCI Express Device Control, from its capability; Initiate Function Level Reset.
-const DEVICE_CONTROL: u16 = 8;
-const INITIATE_FLR: u16 = 1 << 15;
+pub const DEVICE_CONTROL: u16 = 8;
+pub const INITIATE_FLR: u16 = 1 << 15;
 
 /// FLR by config space and reset by message both clear virtio-gpu's registers; edu, which has no reset, claims none.
 pub fn resets() -> Outcome {

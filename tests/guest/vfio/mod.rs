@@ -8,6 +8,7 @@ mod bad_input;
 mod dma;
 mod edu;
 mod events;
+mod igb;
 mod interrupts;
 mod kernel;
 mod lifecycle;
@@ -30,6 +31,9 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "vfio-listing" => probe::listing,
         "vfio-dma" => probe::dma,
         "vfio-mdev" => probe::mediated,
+        "vfio-interrupts" => probe::interrupts,
+        "vfio-reset" => probe::reset,
+        "vfio-token" => probe::vf_token,
         "owner-devices" => access::all_devices,
         "owner-config" => access::config_space,
         "owner-trapped" => access::trapped,

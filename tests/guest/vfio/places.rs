@@ -3,7 +3,8 @@
 
 use std::error::Error;
 
-use super::pci::Function;
+use super::{kernel::OpenDevice, pci::Function};
+use crate::Outcome;
 
 /// `edu` alone in its group.
 pub const EDU: &str = "0000:00:07.0";
@@ -31,4 +32,21 @@ pub fn all() -> Result<Vec<(&'static str, Function)>, Box<dyn Error>> {
 /// The network function with MSI-X and virtual functions.
 pub fn igb() -> Result<Function, Box<dyn Error>> {
     Function::with_ids(0x8086, 0x10c9)
+}
+
+/// Calls `check` with a virtual function of igb, bound to vfio-pci, and the token that its use takes.
+pub fn with_virtual_function(check: impl FnOnce(&Function, &str) -> Outcome) -> Outcome {
+    let physical = igb()?;
+    physical.bind_to_vfio()?;
+    // The token holds as long as its owner has the physical function.
+    let owner = OpenDevice::open(&physical)?;
+    owner.set_vf_token([0x5a; 16])?;
+    physical.write("sriov_numvfs", "1")?;
+    let function = Function::with_ids(0x8086, 0x10ca);
+    let outcome = function.and_then(|function| {
+        function.bind_to_vfio()?;
+        check(&function, "5a5a5a5a-5a5a-5a5a-5a5a-5a5a5a5a5a5a")
+    });
+    physical.write("sriov_numvfs", "0")?;
+    outcome
 }

@@ -4,9 +4,15 @@
 
 use std::error::Error;
 
+use system_tests::pci;
+
 use super::{
+    backend::{INTX, MSI, MSIX},
     edu::{self, Direction, Registers},
+    events::Event,
+    igb,
     kernel::OpenDevice,
+    lifecycle::{DEVICE_CONTROL, INITIATE_FLR, VIRTIO_BAR, VIRTIO_STATUS},
     memory::SharedMemory,
     pci::Function,
     places,
@@ -120,6 +126,89 @@ pub fn dma() -> Outcome {
         return Err("no fault was logged for a DMA to nowhere".into());
     }
     memory.check(edu::BUFFER, edu::BUFFER, 0x5eed)
+}
+
+/// MSI and INTx of edu, MSI-X of igb, each at its eventfd.
+pub fn interrupts() -> Outcome {
+    let function = Function::at(places::EDU)?;
+    function.bind_to_vfio()?;
+    let device = OpenDevice::open(&function)?;
+    device.write(CONFIG_REGION, COMMAND, &COMMAND_MEMORY_MASTER.to_le_bytes())?;
+    let bar = Bar(&device);
+    for index in [MSI, INTX] {
+        let event = Event::new()?;
+        device.arm(index, 0, &[&event])?;
+        for round in 0..3 {
+            bar.write32(edu::INTERRUPT_RAISE, 1)?;
+            check_eq!(event.wait("edu")?, 1, "irq index {index} in round {round}");
+            bar.write32(edu::INTERRUPT_ACKNOWLEDGE, 1)?;
+            if index == INTX {
+                device.unmask(INTX)?;
+            }
+        }
+        check_eq!(event.count(), 0, "irq index {index} without a cause");
+        device.disable(index)?;
+    }
+    let function = places::igb()?;
+    function.bind_to_vfio()?;
+    let device = OpenDevice::open(&function)?;
+    device.write(CONFIG_REGION, COMMAND, &COMMAND_MEMORY_MASTER.to_le_bytes())?;
+    let events = [Event::new()?, Event::new()?, Event::new()?];
+    device.arm(MSIX, 0, &events.each_ref())?;
+    let bar = Bar(&device);
+    igb::set_up(&bar)?;
+    for vector in [0, 1, 2, 0, 1, 2] {
+        igb::raise(&bar, vector)?;
+        check_eq!(events[vector].wait("igb")?, 1, "vector {vector}");
+    }
+    Ok(())
+}
+
+/// A reset by the kernel, and one that a guest's FLR asks for, clear virtio-gpu's registers.
+pub fn reset() -> Outcome {
+    let function = Function::with_ids(0x1af4, 0x1050)?;
+    function.bind_to_vfio()?;
+    let device = OpenDevice::open(&function)?;
+    let enable = || device.write(CONFIG_REGION, COMMAND, &COMMAND_MEMORY_MASTER.to_le_bytes());
+    for flr in [false, true] {
+        enable()?;
+        device.write(VIRTIO_BAR, VIRTIO_STATUS, &[1])?;
+        check_eq!(
+            device.read(VIRTIO_BAR, VIRTIO_STATUS)?,
+            [1],
+            "device_status, written"
+        );
+        if flr {
+            let mut at = u64::from(device.read::<1>(CONFIG_REGION, 0x34)?[0]);
+            while device.read(CONFIG_REGION, at)? != [pci::CAP_EXPRESS] {
+                at = u64::from(device.read::<1>(CONFIG_REGION, at + 1)?[0]);
+            }
+            let control = at + u64::from(DEVICE_CONTROL);
+            device.write(CONFIG_REGION, control, &INITIATE_FLR.to_le_bytes())?;
+        } else {
+            device.reset()?;
+        }
+        enable()?;
+        check_eq!(
+            device.read(VIRTIO_BAR, VIRTIO_STATUS)?,
+            [0],
+            "device_status, FLR: {flr}"
+        );
+    }
+    Ok(())
+}
+
+/// A virtual function opens with its token only.
+pub fn vf_token() -> Outcome {
+    places::with_virtual_function(|function, token| {
+        if function.cdev_file()?.is_none() {
+            OpenDevice::by_group(function, Some(token))?;
+        }
+        match OpenDevice::open(function) {
+            Ok(_) => Err("it opened without".into()),
+            Err(_) => Ok(()),
+        }
+    })
 }
 
 /// edu's BAR0 through the kernel's descriptor.

@@ -55,6 +55,9 @@ boot! {
     "vfio-listing" the_kernel_lists_regions_and_interrupts
     "vfio-dma" dma_goes_through_the_iommu_and_faults_outside_its_maps
     "vfio-mdev" mediated_devices_open_and_list_their_regions
+    "vfio-interrupts" msi_msix_and_intx_reach_their_eventfds
+    "vfio-reset" reset_and_flr_clear_a_device
+    "vfio-token" a_virtual_function_needs_its_token
     "owner-model" the_static_backend_runs_there
 }
 
