@@ -7,7 +7,9 @@ lane_kernel_stock() { kernel_lane vfio-kernel; }
 kernel_lane() {
     local only=()
     prepare "$1" qemu || return
-    if ! cargo run --quiet --package vfio-user-gpu -- --help | grep -q -e ' --device '; then
+    local help
+    help=$(cargo run --quiet --package vfio-user-gpu -- --help)
+    if [[ $help != *' --device '* ]]; then
         # Everything else has the backend own a device of the kernel's.
         only=(ground::)
         skip_lane "the backend has no --device; only the ground it will stand on is tested"

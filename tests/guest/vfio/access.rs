@@ -113,6 +113,32 @@ pub fn all_devices() -> Outcome {
     Ok(())
 }
 
+/// A mediated device is served by the path of its folder: a framebuffer that keeps what is written.
+pub fn mediated() -> Outcome {
+    let uuid = "6d646576-0000-4000-8000-000000000004";
+    let function = Function::mediated("mdpy", "mdpy-vga", uuid)?;
+    let device = OpenDevice::open(&function)?;
+    let size = device.region(0)?.map_or(0, |region| region.size);
+    drop(device);
+    let path = function.path();
+    let backend = Launch::with(&["--device", &path]).attach()?;
+    for line in backend.log().lines() {
+        say(&format!("mdpy: {line}"));
+    }
+    check_eq!(backend.region(0)?.size, size, "size of mdpy's BAR0");
+    backend.enable(pci::COMMAND_MEMORY)?;
+    let framebuffer = backend.trapped(0);
+    for (offset, value) in [(0, 0x1234_5678), (0x1000, 0x9abc_def0)] {
+        framebuffer.write32(offset, value)?;
+        check_eq!(
+            framebuffer.read32(offset)?,
+            value,
+            "framebuffer at {offset:#x}"
+        );
+    }
+    Ok(())
+}
+
 /// Config space as a guest uses it: sizing and placing BARs, enabling, read-only ids.
 pub fn config_space() -> Outcome {
     let backend = Launch::on(&Function::at(places::EDU)?)?.attach()?;

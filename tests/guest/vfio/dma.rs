@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Checks of DMA by edu's engine into a client's memory, through the backend's maps and the emulated IOMMU.
 
-use std::error::Error;
+use std::{error::Error, fs};
 
 use system_tests::pci;
 use vfio_user_client::Access;
@@ -13,7 +13,7 @@ use super::{
     pci::Function,
     places::{EDU, IOVA, UNMAPPED_IOVA},
 };
-use crate::{Outcome, check_eq, system};
+use crate::{Outcome, check_eq, say, system};
 
 /// Data goes to the device and back; a read-only map is not written; nothing arrives where no map is, also where one
 /// was; and the device goes on working.
@@ -57,6 +57,27 @@ pub fn copy() -> Outcome {
     edu::dma(&bar, Direction::FromRam, IOVA)?;
     edu::dma(&bar, Direction::ToRam, IOVA)?;
     memory.check(0, BUFFER, 4)
+}
+
+/// Where the kernel maps files into the IOMMU, guest memory is never mapped into the backend.
+pub fn not_mapped() -> Outcome {
+    let function = Function::at(EDU)?;
+    function.bind_to_vfio()?;
+    let backend = mastering_edu(&[])?;
+    let memory = SharedMemory::new(BUFFER)?;
+    let size = u64::try_from(BUFFER)?;
+    map(&backend, IOVA, size, Access::ReadWrite, &memory, 0)?;
+    let maps = fs::read_to_string(format!("/proc/{}/maps", backend.id()))?;
+    let mapped = maps.contains("/memfd:ram");
+    say(&format!(
+        "guest memory is mapped into the backend: {mapped}"
+    ));
+    check_eq!(
+        mapped && function.cdev_file()?.is_some(),
+        false,
+        "guest memory in the backend although iommufd is there"
+    );
+    Ok(())
 }
 
 /// Without bus mastering nothing moves, whatever the engine is told.

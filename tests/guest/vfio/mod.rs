@@ -35,6 +35,8 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "vfio-reset" => probe::reset,
         "vfio-token" => probe::vf_token,
         "owner-devices" => access::all_devices,
+        "owner-mdev" => access::mediated,
+        "owner-not-mapped" => dma::not_mapped,
         "owner-config" => access::config_space,
         "owner-trapped" => access::trapped,
         "owner-handed-over" => access::handed_over,

@@ -52,6 +52,11 @@ impl Function {
         name_of(&self.folder)
     }
 
+    /// Its folder.
+    pub fn path(&self) -> String {
+        self.folder.to_string_lossy().into_owned()
+    }
+
     /// Vendor and device ID.
     pub fn ids(&self) -> Result<(u16, u16), Box<dyn Error>> {
         let number = |name| -> Result<u16, Box<dyn Error>> {

@@ -65,10 +65,12 @@ boot! {
     /// What a client reads and writes.
     access: owner();
     "owner-devices" every_device_is_served_as_the_kernel_lists_it
+    "owner-mdev" a_mediated_device_is_served
     "owner-config" config_space_is_composed
     "owner-trapped" bars_answer_by_message
     "owner-handed-over" bars_are_mapped_by_the_device_s_descriptor
     "owner-dma" dma_goes_both_ways_and_not_where_no_map_is
+    "owner-not-mapped" guest_memory_stays_out_of_the_backend_where_the_kernel_can
     "owner-bus-master" nothing_moves_without_bus_mastering
     "owner-bad-maps" bad_maps_are_refused_with_their_errno
     "owner-info" vfio_user_ctl_describes_it
