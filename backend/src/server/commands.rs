@@ -195,14 +195,9 @@ impl Session {
         info.flags |= if found.readable { REGION_READ } else { 0 };
         info.flags |= if found.writable { REGION_WRITE } else { 0 };
         let mut capabilities = Vec::new();
-        if let Some(mapping) = self.function.device().mapping(index) {
-            let fd = mapping.fd.try_clone_to_owned();
-            let fd = fd.map_err(|source| Refusal::Os {
-                what: "Region descriptor",
-                source,
-            })?;
+        if let Some(mapping) = self.function.device().mapping(index)? {
             // In every reply, with and without capabilities: clients differ in which they look at.
-            self.reply.fds.push(fd);
+            self.reply.fds.push(mapping.fd);
             info.flags |= REGION_MMAP;
             info.offset = mapping.offset;
             if let Some(areas) = mapping.areas {
