@@ -136,6 +136,10 @@ impl Server<'_> {
                         return Ok(());
                     }
                     (FINISHED, _) => {
+                        // Not if that session was ended by its successor, in this same round.
+                        if rustix::io::read(&*self.finished, &mut [0; 8]).is_err() {
+                            continue;
+                        }
                         self.end_session();
                         if listener.is_none() {
                             return Ok(());
@@ -173,6 +177,10 @@ impl Server<'_> {
                 warn!("Connection refused: its user is not known: {error}");
                 return Ok(());
             }
+        }
+        // A client that is gone does not stand in the way of the next, even if its session is still cleaning up.
+        if matches!(&self.session, Some((closer, _)) if closer.client_is_gone()) {
+            self.end_session();
         }
         if self.session.is_some() {
             self.keep_waiting(stream);

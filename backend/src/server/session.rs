@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
 use log::{debug, info, trace, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
 use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
@@ -175,6 +176,16 @@ pub(super) struct Closer {
 }
 
 impl Closer {
+    /// Whether the client has hung up, whatever the session's thread knows of it yet.
+    pub(super) fn client_is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.main, PollFlags::RDHUP)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Ends every wait of the session for its client.
     pub(super) fn close(&self) {
         let _ = self.main.shutdown(Shutdown::Both);
