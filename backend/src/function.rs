@@ -382,3 +382,6 @@ fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
         length,
     }
 }
+
+#[cfg(test)]
+mod tests;

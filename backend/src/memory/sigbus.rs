@@ -16,14 +16,16 @@
 //! only reused; a sequence number tells the handler that a slot changed while it was read.
 
 use std::ffi::{c_int, c_void};
-use std::io;
+use std::ops::RangeInclusive;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use libc::{SIG_DFL, SIGBUS, siginfo_t};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use rustix::process::{Signal, getpid, kill_process};
+use vmm_sys_util::signal::register_signal_handler;
 
 /// Slots come in segments of this many, allocated when first needed.
 const SEGMENT_SLOTS: usize = 1024;
@@ -33,6 +35,9 @@ const SEGMENTS: usize = 128;
 const PAGE_MASK: usize = 4095;
 /// The value of [`Slot::lost`] while nothing is lost; no page begins there.
 const NOTHING_LOST: usize = usize::MAX;
+
+/// BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, BUS_MCEERR_AR (sigaction(2)): raised by an access of this thread.
+const SYNCHRONOUS_CODES: RangeInclusive<c_int> = 1..=4;
 
 static TABLE: [OnceLock<Box<[Slot]>>; SEGMENTS] = [const { OnceLock::new() }; SEGMENTS];
 static FREE: Mutex<Free> = Mutex::new(Free {
@@ -197,10 +202,11 @@ impl Drop for Guard {
     }
 }
 
-extern "C" fn handle(_signal: c_int, info: *mut abi::SigInfo, _context: *mut c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes a siginfo that is valid for this call.
-    let (code, address) = unsafe { ((*info).code, (*info).address.addr()) };
-    let fault = abi::SYNCHRONOUS_CODES.contains(&code);
+extern "C" fn handle(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes a siginfo that is valid for this call; a SIGBUS that an
+    // access raised has its address.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
+    let fault = SYNCHRONOUS_CODES.contains(&code);
     let mended = fault
         && TABLE
             .iter()
@@ -208,7 +214,8 @@ extern "C" fn handle(_signal: c_int, info: *mut abi::SigInfo, _context: *mut c_v
             .flat_map(|segment| segment.iter())
             .any(|slot| slot.mend(address));
     if !mended {
-        let _ = abi::set_action(&abi::SigAction::default());
+        // SAFETY: signal(2) is async-signal-safe, and the default action needs no handler.
+        unsafe { libc::signal(SIGBUS, SIG_DFL) };
         if !fault {
             // A signal that was sent does not come again by itself, as a faulting instruction does.
             let _ = kill_process(getpid(), Signal::BUS);
@@ -217,66 +224,5 @@ extern "C" fn handle(_signal: c_int, info: *mut abi::SigInfo, _context: *mut c_v
 }
 
 fn install() -> Result<(), Errno> {
-    abi::set_action(&abi::SigAction {
-        handler: Some(handle),
-        flags: abi::SA_SIGINFO | abi::SA_ONSTACK | abi::SA_RESTART,
-        ..abi::SigAction::default()
-    })
-    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
-}
-
-/// `sigaction` of the C library that std links anyway; layouts of 64-bit Linux, glibc and musl alike.
-mod abi {
-    use super::{c_int, c_void, io, ptr};
-
-    #[cfg(not(all(
-        target_os = "linux",
-        any(
-            target_arch = "x86_64",
-            target_arch = "aarch64",
-            target_arch = "riscv64"
-        )
-    )))]
-    compile_error!("the signal structures are only known for 64-bit Linux");
-
-    const SIGBUS: c_int = 7;
-    pub(super) const SA_SIGINFO: c_int = 4;
-    pub(super) const SA_ONSTACK: c_int = 0x0800_0000;
-    pub(super) const SA_RESTART: c_int = 0x1000_0000;
-    /// BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, BUS_MCEERR_AR: raised by an access of this thread.
-    pub(super) const SYNCHRONOUS_CODES: std::ops::RangeInclusive<c_int> = 1..=4;
-
-    /// `struct sigaction` (sigaction(2)); the default value is SIG_DFL.
-    #[derive(Default)]
-    #[repr(C)]
-    pub(super) struct SigAction {
-        pub(super) handler: Option<extern "C" fn(c_int, *mut SigInfo, *mut c_void)>,
-        pub(super) mask: [u64; 16],
-        pub(super) flags: c_int,
-        pub(super) restorer: usize,
-    }
-
-    /// The head of `siginfo_t` for SIGBUS.
-    #[repr(C)]
-    pub(super) struct SigInfo {
-        signal: c_int,
-        errno: c_int,
-        pub(super) code: c_int,
-        padding: c_int,
-        pub(super) address: *mut c_void,
-    }
-
-    unsafe extern "C" {
-        fn sigaction(signal: c_int, new: *const SigAction, old: *mut SigAction) -> c_int;
-    }
-
-    /// Sets the action for SIGBUS. Async-signal-safe.
-    pub(super) fn set_action(action: &SigAction) -> io::Result<()> {
-        // SAFETY: `action` has the layout of struct sigaction, and its handler lives as long as the program.
-        if unsafe { sigaction(SIGBUS, action, ptr::null_mut()) } == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
-    }
+    register_signal_handler(SIGBUS, handle).map_err(|e| Errno::from_raw_os_error(e.errno()))
 }
