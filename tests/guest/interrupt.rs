@@ -73,7 +73,9 @@ pub fn intx() -> Outcome {
     check_eq!(next_count(&mut uio)?, 2, "interrupts counted");
     engine.write32(reg::INT_STATUS, u32::MAX);
     engine.write32(reg::INT_ENABLE, 0);
-    Ok(())
+    drop(uio);
+    // A device with a driver cannot be enabled for another user.
+    gpu.write("driver/unbind", &gpu.address()?)
 }
 
 /// Waits for an interrupt and returns how many there were since the driver was bound.

@@ -41,6 +41,12 @@ impl PciDevice {
         Ok(device)
     }
 
+    /// Its place, as `DOMAIN:BUS:DEVICE.FUNCTION`.
+    pub fn address(&self) -> Result<String, Box<dyn Error>> {
+        let name = self.folder.file_name().and_then(|name| name.to_str());
+        Ok(name.ok_or("a device without a name")?.to_owned())
+    }
+
     /// The text of an attribute.
     pub fn read(&self, attribute: &str) -> Result<String, Box<dyn Error>> {
         let text = fs::read_to_string(self.folder.join(attribute))

@@ -182,10 +182,11 @@ impl Backend {
                 self.report()
             );
         }
+        let (flags, error) = (&reply[8..12], &reply[12..16]);
         assert_eq!(
-            reply[8..16],
-            [1, 0, 0, 0, 0, 0, 0, 0],
-            "not a good reply\n{}",
+            (flags, error),
+            (&[1, 0, 0, 0][..], &[0; 4][..]),
+            "the flags and errno of the reply\n{}",
             self.report()
         );
         stream

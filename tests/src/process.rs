@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     os::unix::process::ExitStatusExt,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Instant,
 };
@@ -30,6 +33,8 @@ pub struct Process {
     stdin: Option<ChildStdin>,
     stdout: Capture,
     stderr: Capture,
+    /// Whether a failure message has quoted it already.
+    reported: AtomicBool,
 }
 
 impl Process {
@@ -56,6 +61,7 @@ impl Process {
             stderr: Capture::of(child.stderr.take()),
             child,
             pidfd,
+            reported: AtomicBool::new(false),
         }
     }
 
@@ -184,7 +190,15 @@ impl Process {
     /// All that is known about it, for a failure message.
     #[must_use]
     pub fn report(&self) -> String {
-        let state = if self.has_ended() { "ended" } else { "running" };
+        self.reported.store(true, Ordering::Relaxed);
+        let state = if self.has_ended() {
+            // Its last words may still be in the pipe.
+            self.stdout.wait_until_ended();
+            self.stderr.wait_until_ended();
+            "ended"
+        } else {
+            "running"
+        };
         format!(
             "--- {name} ({state}), standard output:\n{}\n--- {name}, standard error:\n{}\n---",
             self.stdout().trim_end(),
@@ -203,6 +217,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if thread::panicking() && !self.reported.load(Ordering::Relaxed) {
+            // A failed test wants to know what everybody had to say.
+            eprintln!("{}", self.report());
+        }
         let _ = self.child.kill();
         self.reap();
     }
@@ -306,6 +324,13 @@ impl Capture {
         }
     }
 
+    /// Waits until the output is complete.
+    fn wait_until_ended(&self) {
+        let state = self.shared.lock();
+        let changed = &self.shared.changed;
+        drop(changed.wait_timeout_while(state, PATIENCE, |state| !state.ended));
+    }
+
     /// Waits for the end of the output, once the child is gone.
     fn finish(&mut self) {
         if let Some(thread) = self.thread.take() {
@@ -341,6 +366,15 @@ mod tests {
     #[should_panic(expected = "never said anything else")]
     fn a_line_that_never_comes_ends_the_wait_with_the_process() {
         shell("echo something").wait_for_line("anything else", |line| line == "else");
+    }
+
+    #[test]
+    fn a_report_on_an_ended_process_holds_its_last_words() {
+        // Many lines, so that a report made at once would very likely miss the last.
+        let process = shell("seq 20000 >&2; echo last >&2; exit 1");
+        let (never_readable, _other_end) = rustix::pipe::pipe().expect("a pipe");
+        assert!(!process.wait_readable_or_end(&never_readable));
+        assert!(process.report().contains("20000\nlast\n"));
     }
 
     #[test]

@@ -65,7 +65,7 @@ fn a_function_level_reset_through_configuration_space() {
 #[ignore = "lane qemu: needs QEMU"]
 fn hot_plug_behind_a_root_port() {
     let backend = Backend::start();
-    let port = json!({"driver": "pcie-root-port", "id": "port", "bus": "pcie.0", "addr": "5"});
+    let port = json!({"driver": "pcie-root-port", "id": "root", "bus": "pcie.0", "addr": "5"});
     let mut qemu = QemuCommand::new(128).qtest().device(&port).start();
     let bridge = Function::new(0, 5);
     let gpu = Function::new(1, 0);
@@ -83,7 +83,7 @@ fn hot_plug_behind_a_root_port() {
     assert_eq!(gpu.read32(qtest, pci::VENDOR_ID), u32::MAX, "an empty slot");
 
     let mut device = backend.qemu_device();
-    device["bus"] = json!("port");
+    device["bus"] = json!("root");
     qemu.qmp.execute("device_add", device);
     let qtest = qemu.qtest();
     assert_eq!(gpu.read16(qtest, pci::VENDOR_ID), model_gpu::VENDOR);
@@ -140,6 +140,15 @@ fn a_backend_that_is_asked_to_end_leaves_no_socket() {
         "the socket's path is left behind"
     );
     assert!(rig.qemu.qmp.is_in_state("running"));
+}
+
+#[test]
+#[ignore = "lane qemu: needs QEMU"]
+fn a_client_that_follows_a_killed_one_at_once_is_served() {
+    let Rig { qemu, backend, .. } = Rig::new();
+    drop(qemu);
+    // Whatever the backend still has to clear away, the newcomer is not one client too many.
+    let _next_client = backend.attach();
 }
 
 #[test]
