@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
 use log::{debug, info, trace, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
 use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
@@ -181,6 +182,12 @@ impl Closer {
         if let Some(twin) = self.twin.get() {
             twin.close();
         }
+    }
+
+    /// The client's end is closed, though the session may not have come to see it.
+    pub(super) fn client_has_left(&self) -> bool {
+        let mut ended = [PollFd::new(&*self.main, PollFlags::RDHUP)];
+        matches!(poll(&mut ended, Some(&Timespec::default())), Ok(1))
     }
 }
 
