@@ -196,6 +196,8 @@ impl Closer {
 pub(super) struct Negotiated {
     /// Bytes of data it takes in one message.
     pub(super) max_data: usize,
+    /// It takes interrupt routes.
+    pub(super) irq_routes: bool,
 }
 
 /// One client's session with a function.
@@ -299,8 +301,17 @@ impl Session {
         self.reply.clear();
         let negotiating = self.negotiated.is_none();
         match self.dispatch(header, body, fds) {
-            Ok(()) if header.wants_no_reply() => Ok(()),
-            Ok(()) => self.send_reply(header),
+            Ok(()) => {
+                if !header.wants_no_reply() {
+                    self.send_reply(header)?;
+                }
+                // A copy of ours would keep open what the client closes.
+                self.reply.fds.clear();
+                if negotiating {
+                    self.follow_guest_routes();
+                }
+                Ok(())
+            }
             Err(refusal) => {
                 self.refuse(header, &refusal)?;
                 if negotiating {
@@ -308,6 +319,15 @@ impl Session {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Only now that the client has its end of the twin socket can it answer there. (A device that was kept
+    /// from the client before has routes to tell of at once.)
+    fn follow_guest_routes(&self) {
+        let wanted = self.negotiated.as_ref().is_some_and(|n| n.irq_routes);
+        if let Some(twin) = self.twin.get().filter(|_| wanted) {
+            self.function.follow_guest_routes(Arc::clone(twin) as _);
         }
     }
 
