@@ -73,7 +73,6 @@ fn run(options: Options) -> Result<(), Error> {
     };
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let device: Arc<dyn Device> = Arc::new(ModelGpu::new(&model, Arc::clone(&memory))?);
-    info!("Serving the {}", device.name());
     let endpoint = match (options.socket_path, options.fd) {
         (Some(path), _) => {
             let socket = SocketOptions {
@@ -85,6 +84,8 @@ fn run(options: Options) -> Result<(), Error> {
         (None, Some(fd)) => Endpoint::from_descriptor(fd)?,
         (None, None) => return Err(Error::NoEndpoint),
     };
+    // Only now: a start that fails says so in its one line.
+    info!("Serving the {}", device.name());
     let function = Arc::new(Function::new(device, memory));
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,

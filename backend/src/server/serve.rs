@@ -112,9 +112,22 @@ struct Server<'a> {
     poller: Poller,
     /// Counts when the session's thread ends.
     finished: Arc<OwnedFd>,
-    session: Option<(Closer, JoinHandle<Result<(), SessionError>>)>,
+    session: Option<Running>,
     waiting: VecDeque<Waiting>,
     next_token: u64,
+}
+
+/// The session and its thread.
+struct Running {
+    closer: Closer,
+    thread: JoinHandle<Result<(), SessionError>>,
+}
+
+impl Running {
+    /// Its client is served no more; what is left is to clear away after it.
+    fn is_ending(&self) -> bool {
+        self.thread.is_finished() || self.closer.client_has_left()
+    }
 }
 
 /// A connection that is not a session yet.
@@ -223,7 +236,7 @@ impl Server<'_> {
         self.poller.remove(client.stream.as_fd())?;
         match &self.session {
             None => self.attach(client.stream)?,
-            Some((closer, thread)) if thread.is_finished() || closer.client_has_left() => {
+            Some(session) if session.is_ending() => {
                 client.spoken = true;
                 self.waiting.push_back(client);
             }
@@ -232,9 +245,13 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// The first of those that waited for the session to end gets the next one, the others are told.
+    /// The first of those that waited for the session to end gets the next one. The others are told, but if
+    /// the first has given up meanwhile, they wait on.
     fn attach_next(&mut self) -> Result<(), ServeError> {
         while let Some(place) = self.waiting.iter().position(|w| w.spoken) {
+            if self.session.as_ref().is_some_and(Running::is_ending) {
+                break;
+            }
             match self.waiting.remove(place) {
                 Some(client) if self.session.is_none() => self.attach(client.stream)?,
                 Some(client) => refuse(client.stream),
@@ -257,13 +274,13 @@ impl Server<'_> {
                 let _finished = finished;
                 session.run(receiver)
             })?;
-        self.session = Some((closer, thread));
+        self.session = Some(Running { closer, thread });
         Ok(())
     }
 
     /// Ends the session, if there is one, and waits until the function is clean.
     fn end_session(&mut self) {
-        let Some((closer, thread)) = self.session.take() else {
+        let Some(Running { closer, thread }) = self.session.take() else {
             return;
         };
         closer.close();

@@ -277,7 +277,11 @@ impl Session {
                         field: "header.size",
                         value: size,
                     };
-                    self.refuse(&header, &refusal.into())?;
+                    let refusal = refusal.into();
+                    self.refuse(&header, &refusal)?;
+                    if self.negotiated.is_none() {
+                        return Err(SessionError::Negotiation(Box::new(refusal)));
+                    }
                 }
                 Ok(None) => return Ok(()),
                 Err(TransportError::Frame(FrameError::Size(header))) => {
