@@ -6,6 +6,7 @@ use std::{
     collections::VecDeque,
     io::{self, IoSlice, IoSliceMut, Read},
     mem::MaybeUninit,
+    net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -36,7 +37,7 @@ pub const MAX_FDS: usize = 253;
 /// The message type of a reply, in the flags of a header.
 const REPLY: u32 = 1;
 
-/// A connection to a backend.
+/// A connection to a backend. Dropping it closes it, without a goodbye.
 #[derive(Debug)]
 pub struct RawClient {
     stream: UnixStream,
@@ -145,14 +146,19 @@ impl RawClient {
         }
         let mut rest = bytes;
         while !rest.is_empty() {
-            let sent = sendmsg(
+            match sendmsg(
                 &self.stream,
                 &[IoSlice::new(rest)],
                 &mut control,
                 SendFlags::NOSIGNAL,
-            )?;
-            control.clear();
-            rest = &rest[sent..];
+            ) {
+                Ok(sent) => {
+                    control.clear();
+                    rest = &rest[sent..];
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
@@ -188,12 +194,18 @@ impl RawClient {
     fn receive_some(&self, bytes: &mut [u8], fds: &mut VecDeque<OwnedFd>) -> usize {
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut room);
-        let received = recvmsg(
-            &self.stream,
-            &mut [IoSliceMut::new(bytes)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        );
+        let received = loop {
+            // A socket with a time limit is interrupted by signals that would not be noticed otherwise.
+            match recvmsg(
+                &self.stream,
+                &mut [IoSliceMut::new(&mut *bytes)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
+                Err(Errno::INTR) => {}
+                other => break other,
+            }
+        };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(came) = message {
                 fds.extend(came);
@@ -367,6 +379,14 @@ impl RawClient {
 impl AsFd for RawClient {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+impl Drop for RawClient {
+    /// Closes for good: a child that another test is starting may hold a copy of the descriptor until it has executed its
+    /// program.
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
