@@ -15,6 +15,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -217,6 +218,13 @@ impl RawClient {
             Err(Errno::CONNRESET) => 0,
             Err(error) => panic!("nothing received: {error}"),
         }
+    }
+
+    /// Whether nothing has come, neither a message nor the end.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        let mut ready = [PollFd::new(&self.stream, PollFlags::IN)];
+        matches!(poll(&mut ready, Some(&Timespec::default())), Ok(0))
     }
 
     /// One exchange.
