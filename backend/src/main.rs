@@ -15,7 +15,8 @@ use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
 use vfio_user_gpu::report;
 use vfio_user_gpu::sandbox::{self, SandboxError};
 use vfio_user_gpu::server::{
-    Endpoint, EndpointError, ServeError, ServeOptions, SocketOptions, print_capabilities, serve,
+    Endpoint, EndpointError, ServeError, ServeOptions, Signals, SocketOptions, print_capabilities,
+    serve,
 };
 
 /// Why the process ends with a failure.
@@ -77,7 +78,7 @@ fn run(options: Options) -> Result<(), Error> {
     };
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let device: Arc<dyn Device> = Arc::new(ModelGpu::new(&model, Arc::clone(&memory))?);
-    info!("Serving the {}", device.name());
+    let signals = Signals::catch()?;
     let endpoint = match (&options.socket_path, options.fd) {
         (Some(path), _) => {
             let socket = SocketOptions {
@@ -89,6 +90,8 @@ fn run(options: Options) -> Result<(), Error> {
         (None, Some(fd)) => Endpoint::from_descriptor(fd)?,
         (None, None) => return Err(Error::NoEndpoint),
     };
+    // Only now: a start that fails says so in its one line.
+    info!("Serving the {}", device.name());
     let function = Arc::new(Function::new(device, memory));
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
@@ -98,7 +101,7 @@ fn run(options: Options) -> Result<(), Error> {
         let path = options.socket_path.as_deref();
         sandbox::enter(path.map(folder), options.seccomp.into())?;
     }
-    Ok(serve(endpoint, &function, &serving)?)
+    Ok(serve(endpoint, &signals, &function, &serving)?)
 }
 
 /// Where a path lies, as the system calls see it.

@@ -176,22 +176,18 @@ pub(super) struct Closer {
 }
 
 impl Closer {
-    /// Whether the client has hung up, whatever the session's thread knows of it yet.
-    pub(super) fn client_is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(&*self.main, PollFlags::RDHUP)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
-    }
-
     /// Ends every wait of the session for its client.
     pub(super) fn close(&self) {
         let _ = self.main.shutdown(Shutdown::Both);
         if let Some(twin) = self.twin.get() {
             twin.close();
         }
+    }
+
+    /// The client's end is closed, though the session may not have come to see it.
+    pub(super) fn client_has_left(&self) -> bool {
+        let mut ended = [PollFd::new(&*self.main, PollFlags::RDHUP)];
+        matches!(poll(&mut ended, Some(&Timespec::default())), Ok(1))
     }
 }
 
@@ -200,6 +196,8 @@ impl Closer {
 pub(super) struct Negotiated {
     /// Bytes of data it takes in one message.
     pub(super) max_data: usize,
+    /// It takes interrupt routes.
+    pub(super) irq_routes: bool,
 }
 
 /// One client's session with a function.
@@ -279,7 +277,11 @@ impl Session {
                         field: "header.size",
                         value: size,
                     };
-                    self.refuse(&header, &refusal.into())?;
+                    let refusal = refusal.into();
+                    self.refuse(&header, &refusal)?;
+                    if self.negotiated.is_none() {
+                        return Err(SessionError::Negotiation(Box::new(refusal)));
+                    }
                 }
                 Ok(None) => return Ok(()),
                 Err(TransportError::Frame(FrameError::Size(header))) => {
@@ -303,8 +305,17 @@ impl Session {
         self.reply.clear();
         let negotiating = self.negotiated.is_none();
         match self.dispatch(header, body, fds) {
-            Ok(()) if header.wants_no_reply() => Ok(()),
-            Ok(()) => self.send_reply(header),
+            Ok(()) => {
+                if !header.wants_no_reply() {
+                    self.send_reply(header)?;
+                }
+                // A copy of ours would keep open what the client closes.
+                self.reply.fds.clear();
+                if negotiating {
+                    self.follow_guest_routes();
+                }
+                Ok(())
+            }
             Err(refusal) => {
                 self.refuse(header, &refusal)?;
                 if negotiating {
@@ -312,6 +323,15 @@ impl Session {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Only now that the client has its end of the twin socket can it answer there. (A device that was kept
+    /// from the client before has routes to tell of at once.)
+    fn follow_guest_routes(&self) {
+        let wanted = self.negotiated.as_ref().is_some_and(|n| n.irq_routes);
+        if let Some(twin) = self.twin.get().filter(|_| wanted) {
+            self.function.follow_guest_routes(Arc::clone(twin) as _);
         }
     }
 
