@@ -157,3 +157,91 @@ pub(crate) fn expect_length(
         found: u64::try_from(found).unwrap_or(u64::MAX),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::Header;
+    use crate::protocol::version::Capabilities;
+
+    type Call = fn(&Client);
+
+    /// Everything that reads a reply.
+    const CALLS: [(Command, Call); 6] = [
+        (Command::DeviceGetInfo, |client| drop(client.device_info())),
+        (Command::DeviceGetRegionInfo, |client| {
+            if let Ok(region) = client.region_info(0) {
+                let _ = region.map();
+            }
+        }),
+        (Command::DeviceGetIrqInfo, |client| drop(client.irq_info(0))),
+        (Command::DeviceGetRegionIoFds, |client| {
+            drop(client.region_io_fds(0))
+        }),
+        (Command::RegionRead, |client| {
+            drop(client.region_read(0, 0, &mut [0; 8]))
+        }),
+        (Command::DeviceFeature, |client| {
+            drop(client.feature_get(1, &[]))
+        }),
+    ];
+
+    /// Replies in advance: the client reads them once it has asked.
+    fn answer_in_advance(sender: &Sender, first_id: u16, commands: &[Command], body: &[u8]) {
+        let file = File::open("/dev/zero").unwrap();
+        for (id, command) in (first_id..).zip(commands) {
+            let reply = Header::request(id, *command, 0).reply(body.len());
+            sender.send(&reply, &[body], &[file.as_fd()]).unwrap();
+        }
+        sender.stream().shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn body() -> impl Strategy<Value = Vec<u8>> {
+        // A plausible argsz and flags in front reach further than noise.
+        let words = (
+            0_u32..200,
+            0_u32..16,
+            prop::collection::vec(0_u32..100, 0..30),
+        );
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..120),
+            words.prop_map(|(argsz, flags, rest)| {
+                let words = [vec![argsz, flags], rest].concat();
+                words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_server_answers_nothing_panics_or_hangs(body in body(), call in 0..CALLS.len()) {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (_, sender) = transport::split(theirs, 4096);
+            let version = Capabilities::default().encode(Default::default());
+            let reply = Header::request(0, Command::Version, 0).reply(version.len());
+            sender.send(&reply, &[&version], &[]).unwrap();
+            let client = Client::from_stream(ours, Options::default()).unwrap();
+            let (command, call) = CALLS[call];
+            // Region I/O descriptors take a question about the region first.
+            let commands = match command {
+                Command::DeviceGetRegionIoFds => [Command::DeviceGetRegionInfo, command, command],
+                other => [other; 3],
+            };
+            answer_in_advance(&sender, 1, &commands, &body);
+            call(&client);
+        }
+
+        #[test]
+        fn whatever_a_server_says_of_itself_nothing_panics_or_hangs(body in body()) {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (_, sender) = transport::split(theirs, 4096);
+            answer_in_advance(&sender, 0, &[Command::Version], &body);
+            drop(Client::from_stream(ours, Options::default()));
+        }
+    }
+}

@@ -17,6 +17,9 @@ use crate::{Callbacks, Error};
 /// Less than this is not worth a message, and is not offered.
 const MIN_DATA_XFER_SIZE: u32 = 4096;
 
+/// `SCM_MAX_FD`: more the kernel does not pass in one message.
+const KERNEL_MAX_FDS: u32 = 253;
+
 /// What a client offers, and how long it waits.
 #[derive(Clone)]
 pub struct Options {
@@ -89,7 +92,7 @@ impl Options {
     fn offer(&self) -> Capabilities {
         let twin = self.callbacks.is_some();
         Capabilities {
-            max_msg_fds: Some(self.max_msg_fds),
+            max_msg_fds: Some(self.max_msg_fds.min(KERNEL_MAX_FDS)),
             max_data_xfer_size: Some(self.transfer_limit().into()),
             max_dma_maps: Some(self.max_dma_maps),
             pgsizes: Some(self.pgsizes),

@@ -17,7 +17,7 @@ use crate::{Client, Error, Options};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A backend of one's own and the connection to it. Dropping it disconnects, then waits for the process to
-/// end, and kills one that does not.
+/// end, and kills one that has not after ten seconds.
 #[derive(Debug)]
 pub struct Spawned {
     /// The connection.

@@ -173,10 +173,10 @@ fn regions_and_interrupts_are_the_contract() {
     assert!(!rig.gpu.region(region::ROM).writable);
     let counts = [0, 1, 2, 3, 4, 5].map(|index| rig.gpu.irq(index).count);
     assert_eq!(counts, [1, 8, 8, 1, 1, 0]);
-    let mapping = rig.gpu.mapping(VRAM_REGION).unwrap();
+    let mapping = rig.gpu.mapping(VRAM_REGION).unwrap().unwrap();
     assert!(mapping.areas.is_none());
-    assert!(rig.gpu.mapping(DISPLAY_REGION).is_none());
-    assert!(rig.gpu.mapping(ENGINE_REGION).is_none());
+    assert!(rig.gpu.mapping(DISPLAY_REGION).unwrap().is_none());
+    assert!(rig.gpu.mapping(ENGINE_REGION).unwrap().is_none());
     assert_eq!(rig.gpu.name(), "model GPU, 8 MiB");
     assert_eq!(rig.gpu.config_space().identity(), config::IDENTITY);
 }

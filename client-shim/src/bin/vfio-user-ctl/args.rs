@@ -10,11 +10,13 @@ use vfio_user_client::{Client, Error, Options};
 /// Looks at vfio-user devices, and shows that a backend works.
 #[derive(Debug, Parser)]
 #[command(name = "vfio-user-ctl", version, max_term_width = 100)]
+// One line says better than the whole help that the action is missing.
+#[command(arg_required_else_help = false)]
 #[command(after_help = "\
 Exit status: 0 done, 1 failed (the reason is one line on stderr), 2 bad arguments.
 
-A server has one client at a time: info and bench cannot look at a device that a VMM uses, and a server
-may reset the device when they leave.
+A server has one client at a time: info and bench cannot look at a device that a VMM uses.
+When they leave, the server may reset the device.
 
 Examples:
   vfio-user-ctl demo

@@ -97,7 +97,7 @@ pub fn run(options: &Demo) -> ExitCode {
             if !options.json {
                 let copied = bytes(progress.bytes);
                 let _ = print(&format!(
-                    "ok: {copied} bytes, {} interrupts\n",
+                    "ok: {copied} copied, {} interrupts\n",
                     progress.interrupts
                 ));
             }

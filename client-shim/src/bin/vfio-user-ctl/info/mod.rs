@@ -215,3 +215,143 @@ fn irq_name(index: u32) -> Option<&'static str> {
         .and_then(|index| names.get(index))
         .copied()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use vfio_user_client::Options;
+    use vfio_user_client::protocol::deframer::Frame;
+    use vfio_user_client::protocol::device::{self, DeviceInfo};
+    use vfio_user_client::protocol::irq::IrqInfo;
+    use vfio_user_client::protocol::transport::split;
+    use vfio_user_client::protocol::version::{Capabilities, Version};
+    use vfio_user_client::protocol::{Request, header::HEADER_SIZE};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    /// A PCI device with one sparse BAR, nothing at the other indexes, and a list that loops.
+    fn serve(stream: UnixStream) {
+        let (mut receiver, sender) = split(stream, 1 << 20);
+        let fd = std::fs::File::open("/dev/zero").unwrap();
+        while let Ok(Some(Frame::Message { header, body, .. })) = receiver.receive() {
+            let mut fds = Vec::new();
+            let reply = match Request::decode(header.command, body).unwrap() {
+                Request::Version(..) => Capabilities::default().encode(Version::default()),
+                Request::DeviceGetInfo(_) => {
+                    let (flags, num_regions, num_irqs) = (DEVICE_PCI, u32::MAX, 1);
+                    let argsz = 16;
+                    DeviceInfo {
+                        argsz,
+                        flags,
+                        num_regions,
+                        num_irqs,
+                    }
+                    .as_bytes()
+                    .to_vec()
+                }
+                Request::DeviceGetRegionInfo(request) if request.index > 8 => Vec::new(),
+                Request::DeviceGetRegionInfo(request) => {
+                    let size = match request.index {
+                        0 => 0x10000,
+                        region::CONFIG => 256,
+                        _ => 0,
+                    };
+                    let mut capabilities = Vec::new();
+                    let mut flags = device::REGION_READ;
+                    if request.index == 0 {
+                        let (offset, size) = (0x1000, 0xf000);
+                        capabilities.push(RegionCapability::SparseMmap(vec![SparseArea {
+                            offset,
+                            size,
+                        }]));
+                        flags |= device::REGION_MMAP;
+                        fds.push(std::os::fd::AsFd::as_fd(&fd));
+                    }
+                    let info = device::RegionInfo {
+                        flags,
+                        size,
+                        ..request
+                    };
+                    let mut reply = Vec::new();
+                    info.encode(&capabilities, request.argsz, &mut reply);
+                    reply
+                }
+                Request::DeviceGetIrqInfo(request) => {
+                    let flags = INFO_EVENTFD | INFO_NORESIZE;
+                    IrqInfo {
+                        flags,
+                        count: 4,
+                        ..request
+                    }
+                    .as_bytes()
+                    .to_vec()
+                }
+                Request::RegionRead(access) => {
+                    let mut config = vec![0; 256];
+                    config[..4].copy_from_slice(&[0x86, 0x80, 0xad, 0xde]);
+                    config[6] = 0x10;
+                    config[0x0b] = 3;
+                    config[0x34] = 0x40;
+                    config[0x40..0x44].copy_from_slice(&[0x11, 0x40, 1, 0]);
+                    [access.as_bytes(), &config].concat()
+                }
+                _ => Vec::new(),
+            };
+            let answer = if reply.is_empty() {
+                header.error_reply(22)
+            } else {
+                header.reply(reply.len())
+            };
+            assert!(reply.len() + HEADER_SIZE <= 1 << 20);
+            sender.send(&answer, &[&reply], &fds).unwrap();
+        }
+    }
+
+    fn report() -> Report {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let server = thread::spawn(move || serve(theirs));
+        let client = Client::from_stream(ours, Options::default()).unwrap();
+        let report = gather(&client).unwrap();
+        drop(client);
+        server.join().unwrap();
+        report
+    }
+
+    #[test]
+    fn people_are_told_what_there_is() {
+        let text = text::render(&report());
+        for line in [
+            "VGA compatible controller [0300]: Device 8086:dead (rev 00) (prog-if 00)",
+            "\tRegion 0: Memory (32-bit, non-prefetchable) at 0 [size=64K] mappable in part: 0x1000+0xf000",
+            "\tCapabilities: [40] MSI-X: Enable- Count=2 Masked-",
+            "\tBroken: The capability list loops at 0x40",
+            "\t1: BAR 1: none",
+            "\t9: Region 9: The server refused DeviceGetRegionInfo: Invalid argument (os error 22)",
+            "\t0: INTx: 4 (eventfd, noresize)",
+            "Reset: no",
+            "Migration: no",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(
+            text.lines().count() < 100,
+            "a made-up number of regions is bounded"
+        );
+    }
+
+    #[test]
+    fn programs_are_told_the_same() {
+        let object = json::render(&report());
+        assert_eq!(object["identity"]["device"], "dead");
+        assert_eq!(object["bars"][0]["size"], 0x10000);
+        assert_eq!(object["capabilities"][0]["id"], 0x11);
+        assert_eq!(object["regions"][0]["mappable"][0]["offset"], 0x1000);
+        assert_eq!(object["interrupts"][0]["count"], 4);
+        assert_eq!(object["migration"]["supported"], false);
+        assert_eq!(object["negotiated"]["max_msg_fds"], 1);
+        assert!(object["problems"][0].as_str().unwrap().contains("loops"));
+    }
+}

@@ -53,7 +53,7 @@ pub fn render(report: &Report) -> String {
     line!(out, "Negotiated:");
     line!(
         out,
-        "\tLargest transfer: {} bytes",
+        "\tLargest transfer: {}",
         bytes(negotiated.max_data_xfer_size.into())
     );
     line!(out, "\tDescriptors per message: {}", negotiated.max_msg_fds);
@@ -194,7 +194,7 @@ fn access(region: &Region) -> String {
         .map(|note| format!(", {note}"))
         .collect();
     format!(
-        "{} bytes, {read}{write},{}{notes}",
+        "size={}, {read}{write},{}{notes}",
         bytes(region.size),
         mappable(region)
     )
