@@ -8,7 +8,11 @@ kernel_lane() {
     local only=()
     prepare "$1" qemu || return
     local help
-    help=$(cargo run --quiet --package vfio-user-gpu -- --help)
+    if [ -n "${VFIO_USER_GPU_STATIC:-}" ]; then
+        help=$("$VFIO_USER_GPU_STATIC" --help)
+    else
+        help=$(cargo run --quiet --package vfio-user-gpu -- --help)
+    fi
     if [[ $help != *' --device '* ]]; then
         # Everything else has the backend own a device of the kernel's.
         only=(ground::)

@@ -43,12 +43,16 @@ pub fn guest_init() -> PathBuf {
     unwrap_built("the guest's init", BUILT.get_or_init(build))
 }
 
-/// The backend as it is released for any distribution: optimised and linked statically.
+/// The backend as it is released for any distribution: optimised and linked statically. `VFIO_USER_GPU_STATIC` names one
+/// that was built elsewhere.
 ///
 /// # Panics
 /// When it does not build.
 #[track_caller]
 pub fn static_backend() -> PathBuf {
+    if let Some(path) = env::var_os("VFIO_USER_GPU_STATIC") {
+        return path.into();
+    }
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build = || static_program("vfio-user-gpu", "vfio-user-gpu", "release", &[]);
     unwrap_built("the static backend", BUILT.get_or_init(build))
