@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Checks of what the backend says when it cannot have a device: one line that names the cause and what to do.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::chown};
 
 use super::{
     backend::Launch,
@@ -79,12 +79,17 @@ pub fn busy() -> Outcome {
 pub fn no_permission() -> Outcome {
     let function = Function::at(EDU)?;
     function.bind_to_vfio()?;
-    let file: PathBuf = match function.cdev_file()? {
-        Some(file) => file,
-        None => function.group_file()?,
+    let refused = || Launch::with(&["--device", EDU]).user_id(USER).refused();
+    let Some(file) = function.cdev_file()? else {
+        let group = function.group_file()?;
+        return names(&refused()?, &[&group.to_string_lossy(), "600"]);
     };
-    let line = Launch::with(&["--device", EDU]).user_id(USER).refused()?;
-    names(&line, &[&file.to_string_lossy(), "600"])
+    let iommu = "/dev/iommu";
+    names(&refused()?, &[iommu, "660"])?;
+    chown(iommu, Some(USER), None)?;
+    let line = refused();
+    chown(iommu, Some(0), None)?;
+    names(&line?, &[&file.to_string_lossy(), "600"])
 }
 
 /// A virtual function whose physical function's owner set a token.

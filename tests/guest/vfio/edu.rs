@@ -72,13 +72,19 @@ pub fn start_dma(
     edu.write64(DMA_COMMAND, command)
 }
 
-/// Runs a DMA to its end; the run bit is all the device tells.
-pub fn dma(edu: &impl Registers, direction: Direction, iova: u64) -> Result<(), Box<dyn Error>> {
-    start_dma(edu, direction, iova)?;
+/// Waits for the end of a DMA, whoever started it; the run bit is all the device tells. Until then the engine ignores its
+/// registers.
+pub fn wait_idle(edu: &impl Registers) -> Result<(), Box<dyn Error>> {
     while edu.read64(DMA_COMMAND)? & COMMAND_RUN != 0 {
         thread::yield_now();
     }
     Ok(())
+}
+
+/// Runs a DMA to its end.
+pub fn dma(edu: &impl Registers, direction: Direction, iova: u64) -> Result<(), Box<dyn Error>> {
+    start_dma(edu, direction, iova)?;
+    wait_idle(edu)
 }
 
 /// The identification and the inverting register.
