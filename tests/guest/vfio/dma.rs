@@ -45,7 +45,8 @@ pub fn copy() -> Outcome {
     edu::dma(&bar, Direction::ToRam, IOVA)?;
     memory.check(0, BUFFER, 2)?;
     memory.fill(2 * BUFFER, BUFFER, 3);
-    faults(|| edu::dma(&bar, Direction::ToRam, IOVA + 2 * page))?;
+    // No fault is logged here: QEMU's IOMMU drops what its cache says is read-only.
+    edu::dma(&bar, Direction::ToRam, IOVA + 2 * page)?;
     memory.check(2 * BUFFER, BUFFER, 3)?;
 
     faults(|| edu::dma(&bar, Direction::ToRam, UNMAPPED_IOVA))?;
