@@ -4,6 +4,7 @@
 //! A device does not know the protocol, and not the config space the guest sees: that is composed in
 //! front of it ([`crate::pci`]). It is told of the changes that concern it.
 
+pub mod kernel;
 pub mod model;
 
 use std::fmt;
