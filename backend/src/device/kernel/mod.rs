@@ -4,23 +4,31 @@
 //! | file | job |
 //! |---|---|
 //! | `open.rs` | from a PCI address, a sysfs path or descriptors to an open device; what to say when not |
+//! | `bind.rs` | the requests that bind a device to its IOMMU |
 //! | `sysfs.rs` | what sysfs says of a device: driver, group, character devices |
 //! | `file.rs` | the seam: one trait for a device descriptor, and the real one |
 //! | `vfio.rs` | the requests of a device as functions |
 //! | `irqs.rs` | the client's eventfds in the kernel, aggregated per index |
-//! | `iommu.rs`, `limits.rs` | guest memory in the IOMMU (iommufd, or a type1 container), and what it can take |
+//! | `iommu.rs` | guest memory in the IOMMU |
+//! | `translators.rs`, `limits.rs` | its calls (iommufd, or a type1 container), and what it can take |
 //! | `handoff.rs` | which parts of BARs the client may map |
 //! | `reset.rs` | the ladder of resets |
 //!
 //! Here: the device itself, as [`Device`]. Guest memory does not pass through it; the address space programs
 //! the IOMMU.
 
+mod bind;
 #[cfg(test)]
 pub(crate) mod fake;
 mod file;
 mod handoff;
+mod iommu;
 mod irqs;
+mod limits;
+mod open;
 mod reset;
+mod sysfs;
+mod translators;
 mod vfio;
 
 #[cfg(test)]
@@ -42,9 +50,12 @@ use crate::pci::{ConfigSpace, DeviceSizes, OverlayError};
 pub use file::{KernelFile, Request, VfioFile};
 pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
+pub use iommu::HostIommu;
 use irqs::Irqs;
+pub use open::{Companion, OpenError, Opened, VfToken, adopt, open};
 pub use reset::Group;
 use reset::Ladder;
+pub use sysfs::{Member, Roots};
 use vfio::{RegionDetail, Vfio};
 
 /// Why an open VFIO device cannot be served.
