@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device over a scripted kernel, alone and behind the composed function.
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -13,6 +15,7 @@ use crate::function::Function;
 use crate::interrupts::{INTX, MSIX, REQ};
 use crate::memory::{Access, AddressSpace, Backing, Iommu, IommuError, IommuMap, MapRequest};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, MsiX};
+use crate::server::{Endpoint, ServeOptions, serve};
 
 const READ_WRITE_MMAP: u32 = 7;
 const EXPRESS: u16 = 0x90;
@@ -365,4 +368,24 @@ fn without_a_reset_the_client_is_told() {
     let error = device.reset(ResetCause::Client).unwrap_err();
     assert_eq!(error.errno(), Errno::NOTTY);
     device.reset(ResetCause::Disconnect).unwrap();
+}
+
+#[test]
+fn a_device_that_is_wanted_back_is_let_go_of() {
+    let (fake, function) = function();
+    let function = Arc::new(function);
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let request = function.device().release_request().unwrap();
+    rustix::io::write(request, &1_u64.to_ne_bytes()).unwrap();
+    let options = ServeOptions {
+        reset_on_disconnect: true,
+        allowed_uids: vec![],
+    };
+    serve(Endpoint::Connected(server), &function, &options).unwrap();
+    assert_eq!(
+        client.read(&mut [0; 16]).unwrap(),
+        0,
+        "the client is told by its leaving"
+    );
+    assert!(fake.take_asked().contains(&Asked::Reset));
 }
