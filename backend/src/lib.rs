@@ -9,7 +9,8 @@
 //! | [`device`] | the trait of a device: [`device::kernel`], the kernel's VFIO, and [`device::model`], the software GPU |
 //! | [`memory`] | guest memory that the device reaches (DMA maps) |
 //! | [`interrupts`], [`routes`] | eventfds, levels and masks; where the guest wants messages delivered |
-//! | [`options`], [`privileges`] | the command line; becoming an ordinary user |
+//! | [`options`] | the command line |
+//! | [`privileges`], [`sandbox`] | becoming an ordinary user; giving up what serving does not need |
 //! | [`poller`], [`ratelimit`], [`report`] | epoll, bounded logging, errors for people |
 
 pub mod device;
@@ -23,4 +24,5 @@ pub mod privileges;
 pub mod ratelimit;
 pub mod report;
 pub mod routes;
+pub mod sandbox;
 pub mod server;

@@ -9,7 +9,7 @@ pub mod model;
 
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -90,8 +90,8 @@ pub struct Region {
 /// How the client may map a region, or parts of it.
 #[derive(Debug)]
 pub struct Mapping<'a> {
-    /// What to map.
-    pub fd: BorrowedFd<'a>,
+    /// What to map: a descriptor for the client to keep.
+    pub fd: OwnedFd,
     /// Where the region begins in it, in bytes.
     pub offset: u64,
     /// The parts that may be mapped; `None` for the whole region.
@@ -175,10 +175,13 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// What is at a region index; size 0 for nothing. The config region is not asked for here.
     fn region(&self, index: u32) -> Region;
 
-    /// How a region may be mapped by the client, if at all. The descriptor is sent to the client as it is.
-    fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
+    /// How a region may be mapped by the client, if at all.
+    ///
+    /// # Errors
+    /// No descriptor could be had.
+    fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
         let _ = index;
-        None
+        Ok(None)
     }
 
     /// Reads from a region other than config space.

@@ -97,14 +97,17 @@ impl Session {
             .unwrap_or(DEFAULT_MAX_DATA_XFER_SIZE);
         let max_data = usize::try_from(theirs).unwrap_or(usize::MAX).min(MAX_DATA);
         if answer.twin_socket.is_some_and(|twin| twin.supported) {
-            self.open_twin(max_data, answer.has_feature(extension::IRQ_ROUTES))?;
+            self.open_twin(max_data)?;
         }
-        self.negotiated = Some(Negotiated { max_data });
+        self.negotiated = Some(Negotiated {
+            max_data,
+            irq_routes: answer.has_feature(extension::IRQ_ROUTES),
+        });
         self.greet(agreed, &answer);
         Ok(())
     }
 
-    fn open_twin(&mut self, max_data: usize, routes: bool) -> Done {
+    fn open_twin(&mut self, max_data: usize) -> Done {
         let os = |source: io::Error| Refusal::Os {
             what: "Twin socket",
             source,
@@ -114,9 +117,6 @@ impl Session {
         self.function
             .memory()
             .set_message_dma(Some(Arc::clone(&twin) as _));
-        if routes {
-            self.function.follow_guest_routes(Arc::clone(&twin) as _);
-        }
         // VERSION succeeds once per session, so the cell is empty.
         let _ = self.twin.set(twin);
         self.reply.fds.push(theirs.into());
@@ -196,14 +196,9 @@ impl Session {
         info.flags |= if found.readable { REGION_READ } else { 0 };
         info.flags |= if found.writable { REGION_WRITE } else { 0 };
         let mut capabilities = Vec::new();
-        if let Some(mapping) = self.function.device().mapping(index) {
-            let fd = mapping.fd.try_clone_to_owned();
-            let fd = fd.map_err(|source| Refusal::Os {
-                what: "Region descriptor",
-                source,
-            })?;
+        if let Some(mapping) = self.function.device().mapping(index)? {
             // In every reply, with and without capabilities: clients differ in which they look at.
-            self.reply.fds.push(fd);
+            self.reply.fds.push(mapping.fd);
             info.flags |= REGION_MMAP;
             info.offset = mapping.offset;
             if let Some(areas) = mapping.areas {

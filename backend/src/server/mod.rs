@@ -18,5 +18,5 @@ mod session;
 mod twin;
 
 pub use endpoint::{Endpoint, EndpointError, SocketOptions};
-pub use serve::{ServeError, ServeOptions, serve};
+pub use serve::{ServeError, ServeOptions, Signals, serve};
 pub use session::{Refusal, Session, SessionError, capabilities, print_capabilities};

@@ -343,13 +343,20 @@ impl Device for KernelDevice {
             })
     }
 
-    fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
-        let handed = self.handed.get(index as usize)?.as_ref()?;
-        Some(Mapping {
-            fd: handed.fd.as_ref().map_or(self.vfio.fd(), |fd| fd.as_fd()),
+    fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
+        let Some(handed) = self.handed.get(index as usize).and_then(Option::as_ref) else {
+            return Ok(None);
+        };
+        let fd = handed.fd.as_ref().map_or(self.vfio.fd(), AsFd::as_fd);
+        let fd = fd.try_clone_to_owned().map_err(|source| Error::Io {
+            what: "Descriptor of a BAR",
+            source,
+        })?;
+        Ok(Some(Mapping {
+            fd,
             offset: handed.offset,
             areas: handed.areas.as_deref(),
-        })
+        }))
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use crate::function::Function;
 use crate::interrupts::{INTX, MSIX, REQ};
 use crate::memory::{Access, AddressSpace, Backing, Iommu, IommuError, IommuMap, MapRequest};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, MsiX};
-use crate::server::{Endpoint, ServeOptions, serve};
+use crate::server::{Endpoint, ServeOptions, Signals, serve};
 
 const READ_WRITE_MMAP: u32 = 7;
 const EXPRESS: u16 = 0x90;
@@ -135,7 +135,7 @@ fn a_new_device_is_at_rest() {
             config_write(4, &[2, 0]),
         ]
     );
-    assert!(device.resettable() && device.mapping(0).is_none());
+    assert!(device.resettable() && device.mapping(0).unwrap().is_none());
     assert_eq!(device.region(8), Region::default(), "no VGA region");
     assert!(!device.region(region::ROM).writable);
 }
@@ -190,8 +190,8 @@ fn region_information_grows_as_the_kernel_asks() {
 #[test]
 fn msix_pages_are_not_mapped_though_the_kernel_would() {
     let (_, device) = device();
-    assert!(device.mapping(0).unwrap().areas.is_none());
-    let mapping = device.mapping(2).unwrap();
+    assert!(device.mapping(0).unwrap().unwrap().areas.is_none());
+    let mapping = device.mapping(2).unwrap().unwrap();
     assert_eq!(mapping.offset, 2 << 40);
     let areas: Vec<_> = mapping
         .areas
@@ -381,7 +381,8 @@ fn a_device_that_is_wanted_back_is_let_go_of() {
         reset_on_disconnect: true,
         allowed_uids: vec![],
     };
-    serve(Endpoint::Connected(server), &function, &options).unwrap();
+    let signals = Signals::catch().unwrap();
+    serve(Endpoint::Connected(server), &signals, &function, &options).unwrap();
     assert_eq!(
         client.read(&mut [0; 16]).unwrap(),
         0,

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where the software of the system lanes lies. `tests/run` unpacks it and says so in the environment.
+
+use std::{env, path::PathBuf};
+
+/// The QEMU program, with `vfio-user-pci`.
+///
+/// # Panics
+/// Outside its lane, like all of this module.
+#[track_caller]
+pub fn qemu() -> PathBuf {
+    from_environment("QEMU_VFIO_USER")
+}
+
+/// The tree of Debian's kernel for virtual machines, with `uio_pci_generic`.
+#[track_caller]
+pub fn cloud_kernel() -> PathBuf {
+    from_environment("VFIO_USER_GPU_CLOUD_KERNEL")
+}
+
+/// The tree of Debian's ordinary kernel, with the `bochs` DRM driver.
+#[track_caller]
+pub fn stock_kernel() -> PathBuf {
+    from_environment("VFIO_USER_GPU_STOCK_KERNEL")
+}
+
+#[track_caller]
+fn from_environment(name: &str) -> PathBuf {
+    let Some(path) = env::var_os(name).map(PathBuf::from) else {
+        panic!("{name} is not set: run this test through `tests/run qemu`");
+    };
+    assert!(path.exists(), "{name}={} does not exist", path.display());
+    path
+}
