@@ -23,7 +23,7 @@ use vfio_bindings::bindings::vfio::{
 
 use super::vfio::{IrqData, Vfio};
 use crate::interrupts::{
-    Delivery, ERR, INDEXES, INTX, IrqConfig, IrqInfo, IrqRequest, MSI, MSIX, REQ, Vectors,
+    Delivery, ERR, INDEXES, INTX, IrqConfig, IrqInfo, IrqRequest, MSI, MSIX, REQ, Vectors, signal,
 };
 use crate::ratelimit::RateLimit;
 
@@ -371,8 +371,7 @@ impl Irqs {
         if held.is_some_and(|holder| rustix::io::read(holder, &mut [0; 8]).is_ok())
             && let Some(client) = state.eventfd(MSIX, vector)
         {
-            // A counter that is full has an event waiting already.
-            let _ = rustix::io::write(client, &1_u64.to_ne_bytes());
+            signal(client);
         }
     }
 

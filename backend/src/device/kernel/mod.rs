@@ -45,7 +45,10 @@ use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO
 
 use super::{Device, Error, Mapping, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
-use crate::pci::registers::{PCI_BASE_ADDRESS_0, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_ROM_ADDRESS};
+use crate::pci::registers::{
+    PCI_BASE_ADDRESS_0, PCI_CFG_SPACE_SIZE, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_ROM_ADDRESS,
+    PCI_STD_HEADER_SIZEOF,
+};
 use crate::pci::{ConfigSpace, DeviceSizes, OverlayError};
 pub use file::{KernelFile, Request, VfioFile};
 pub use handoff::BarHandoff;
@@ -211,6 +214,12 @@ impl KernelDevice {
         Ok(detail.offset.saturating_add(offset))
     }
 
+    /// How many bytes of a range of config space the device itself has.
+    fn config_there(&self, offset: u64, length: usize) -> usize {
+        let size = self.detail(region::CONFIG).map_or(0, |detail| detail.size);
+        usize::try_from(size.saturating_sub(offset)).map_or(length, |there| there.min(length))
+    }
+
     fn config_write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
         let place = self
             .place(
@@ -251,6 +260,10 @@ fn read_config(vfio: &Vfio, regions: &[RegionDetail]) -> Result<Vec<u8>, KernelE
     let mut bytes = vec![0; size];
     vfio.read(detail.offset, &mut bytes)
         .map_err(KernelError::request("Config space"))?;
+    if size >= PCI_STD_HEADER_SIZEOF.into() {
+        // A mediated device may have less than every PCI function; nothing is behind its end.
+        bytes.resize(size.max(PCI_CFG_SPACE_SIZE.into()), 0);
+    }
     Ok(bytes)
 }
 
@@ -307,11 +320,20 @@ impl Device for KernelDevice {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
-        self.read(region::CONFIG, offset, data)
+        let there = self.config_there(offset, data.len());
+        let (there, behind) = data.split_at_mut(there);
+        behind.fill(0);
+        if there.is_empty() {
+            return Ok(());
+        }
+        self.read(region::CONFIG, offset, there)
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
-        self.write(region::CONFIG, offset, data)
+        match data.get(..self.config_there(offset, data.len())) {
+            None | Some([]) => Ok(()),
+            Some(there) => self.write(region::CONFIG, offset, there),
+        }
     }
 
     fn stop_dma(&self) -> Result<(), Error> {

@@ -78,15 +78,16 @@ impl Roots {
         let mediated = link(&path.join("subsystem")).as_deref() == Some("mdev");
         let driver = link(&path.join("driver"));
         let cdev = self.cdev(&path);
+        // Without an IOMMU vfio-pci takes no device, so this is the cause to name first.
+        let group = path.join("iommu_group");
+        let Some(number) = link(&group).and_then(|number| number.parse().ok()) else {
+            return Err(OpenError::NoIommu { name });
+        };
         let is_vfio = |driver: &String| driver.contains("vfio");
         let served = path.join("vfio-dev").is_dir() || driver.as_ref().is_some_and(is_vfio);
         if !mediated && !served {
             return Err(OpenError::NotBound { name, driver });
         }
-        let group = path.join("iommu_group");
-        let Some(number) = link(&group).and_then(|number| number.parse().ok()) else {
-            return Err(OpenError::NoIommu { name });
-        };
         let members = members(&group.join("devices"));
         let route = match cdev.zip(Some(self.dev.join("iommu"))) {
             Some((cdev, iommu)) if iommu.exists() => Route::Cdev { cdev, iommu },

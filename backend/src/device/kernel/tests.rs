@@ -390,3 +390,23 @@ fn a_device_that_is_wanted_back_is_let_go_of() {
     );
     assert!(fake.take_asked().contains(&Asked::Reset));
 }
+
+#[test]
+fn a_config_space_that_is_a_byte_short_is_filled_up() {
+    let mut script = script();
+    let bytes = &mut script.regions.get_mut(&region::CONFIG).unwrap().1;
+    bytes.truncate(255);
+    let (fake, device) = device_with(script, BarHandoff::None);
+    let function = Function::new(
+        Arc::new(device.unwrap()),
+        Arc::new(AddressSpace::with_iommu(Arc::new(Diary(fake)), 8)),
+    );
+    assert_eq!(function.region(region::CONFIG).size, 256);
+    let mut all = [0xee; 256];
+    function.read(region::CONFIG, 0, &mut all).unwrap();
+    assert_eq!((all[0], all[255]), (0xf4, 0));
+    function.write(region::CONFIG, 252, &[0; 4]).unwrap();
+    function.write(region::CONFIG, 255, &[1]).unwrap();
+    function.read(region::CONFIG, 255, &mut all[..1]).unwrap();
+    assert_eq!(all[0], 0);
+}
