@@ -254,8 +254,8 @@ fn open_cdev(
     token: Option<&VfToken>,
 ) -> Result<Opened, OpenError> {
     let name = &found.name;
-    let device = open_node(cdev)?;
     let iommufd = open_node(iommu)?;
+    let device = open_node(cdev)?;
     let token_bytes = token.map(|token| &token.bytes);
     bind::bind_iommufd(device.as_fd(), iommufd.as_fd(), token_bytes)
         .map_err(|errno| explain_device(name, cdev, token, errno))?;
