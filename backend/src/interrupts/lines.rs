@@ -4,7 +4,7 @@
 //! Holds the client's eventfds, the INTx level, masks and pending bits, and decides what an event
 //! becomes: INTx, an MSI message or an MSI-X message.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use log::debug;
@@ -339,12 +339,12 @@ impl State {
 }
 
 /// Adds one to the client's eventfd, never waiting: a counter that is full has an event waiting already.
-fn signal(eventfd: &OwnedFd) {
-    let mut room = [PollFd::new(eventfd, PollFlags::OUT)];
+pub(crate) fn signal(eventfd: impl AsFd) {
+    let mut room = [PollFd::new(&eventfd, PollFlags::OUT)];
     if !matches!(poll(&mut room, Some(&Timespec::default())), Ok(1)) {
         return;
     }
-    match rustix::io::write(eventfd, &1_u64.to_ne_bytes()) {
+    match rustix::io::write(&eventfd, &1_u64.to_ne_bytes()) {
         Ok(_) | Err(Errno::AGAIN) => {}
         Err(error) => debug!("Interrupt eventfd of the client refused a count: {error}"),
     }

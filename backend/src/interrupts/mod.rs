@@ -12,6 +12,7 @@ mod resample;
 
 use std::os::fd::OwnedFd;
 
+pub(crate) use lines::signal;
 pub use lines::{Delivery, IrqConfig, Lines};
 
 /// The interrupt index of INTx (`VFIO_PCI_INTX_IRQ_INDEX` of linux/vfio.h).
