@@ -97,14 +97,15 @@ impl Session {
             .unwrap_or(DEFAULT_MAX_DATA_XFER_SIZE);
         let max_data = usize::try_from(theirs).unwrap_or(usize::MAX).min(MAX_DATA);
         if answer.twin_socket.is_some_and(|twin| twin.supported) {
-            self.open_twin(max_data, answer.has_feature(extension::IRQ_ROUTES))?;
+            self.open_twin(max_data)?;
+            self.tell_routes = answer.has_feature(extension::IRQ_ROUTES);
         }
         self.negotiated = Some(Negotiated { max_data });
         self.greet(agreed, &answer);
         Ok(())
     }
 
-    fn open_twin(&mut self, max_data: usize, routes: bool) -> Done {
+    fn open_twin(&mut self, max_data: usize) -> Done {
         let os = |source: io::Error| Refusal::Os {
             what: "Twin socket",
             source,
@@ -114,9 +115,6 @@ impl Session {
         self.function
             .memory()
             .set_message_dma(Some(Arc::clone(&twin) as _));
-        if routes {
-            self.function.follow_guest_routes(Arc::clone(&twin) as _);
-        }
         // VERSION succeeds once per session, so the cell is empty.
         let _ = self.twin.set(twin);
         self.reply.fds.push(theirs.into());

@@ -198,6 +198,8 @@ pub struct Session {
     pub(super) negotiated: Option<Negotiated>,
     pub(super) twin: Arc<OnceLock<Arc<Twin>>>,
     pub(super) reply: Reply,
+    /// Interrupt routes were granted by the reply that is about to be sent.
+    pub(super) tell_routes: bool,
     main: Arc<UnixStream>,
     sender: Sender,
     refusals: RateLimit,
@@ -221,6 +223,7 @@ impl Session {
             negotiated: None,
             twin: Arc::default(),
             reply: Reply::default(),
+            tell_routes: false,
             main,
             sender,
             refusals: RateLimit::default(),
@@ -251,8 +254,9 @@ impl Session {
             Some(_) => self.function.disconnect(self.reset_on_disconnect),
             None => Ok(()),
         };
-        served?;
-        cleaned.map_err(SessionError::Reset)
+        // That the device is not fit for the next client matters more than how this one left.
+        cleaned.map_err(SessionError::Reset)?;
+        served
     }
 
     fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {
@@ -293,7 +297,13 @@ impl Session {
         let negotiating = self.negotiated.is_none();
         match self.dispatch(header, body, fds) {
             Ok(()) if header.wants_no_reply() => Ok(()),
-            Ok(()) => self.send_reply(header),
+            Ok(()) => {
+                self.send_reply(header)?;
+                // A copy of the client's end of the twin socket would hide that the client is gone.
+                self.reply.fds.clear();
+                self.tell_routes();
+                Ok(())
+            }
             Err(refusal) => {
                 self.refuse(header, &refusal)?;
                 if negotiating {
@@ -301,6 +311,13 @@ impl Session {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Once the client has the twin socket: a kept device has routes to tell, and waits until they are taken.
+    fn tell_routes(&mut self) {
+        if let (true, Some(twin)) = (std::mem::take(&mut self.tell_routes), self.twin.get()) {
+            self.function.follow_guest_routes(Arc::clone(twin) as _);
         }
     }
 
