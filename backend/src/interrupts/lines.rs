@@ -60,12 +60,6 @@ impl Line {
             signal(eventfd);
         }
     }
-
-    fn release_pending(&mut self) {
-        if self.pending {
-            self.fire();
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -176,6 +170,7 @@ impl Lines {
     pub fn set_config(&self, config: IrqConfig) {
         let mut state = self.state();
         state.config = config;
+        state.release_messages();
         state.evaluate_intx();
     }
 
@@ -207,10 +202,11 @@ impl Lines {
 
     /// Takes note of the guest's mask bit of an MSI or MSI-X vector.
     pub fn set_guest_mask(&self, index: u32, vector: u32, masked: bool) {
-        if let Some(line) = self.state().line(index, vector) {
+        let mut state = self.state();
+        if let Some(line) = state.line(index, vector) {
             line.guest_masked = masked;
-            line.release_pending();
         }
+        state.release(index, vector);
     }
 
     /// Whether an event waits for the vector to be unmasked.
@@ -278,10 +274,9 @@ impl State {
                 line.eventfd = eventfd;
                 if index == INTX {
                     line.masked = false;
-                } else {
-                    line.release_pending();
                 }
             }
+            self.release(index, vector);
         }
         self.evaluate_intx();
     }
@@ -298,11 +293,31 @@ impl State {
     }
 
     fn unmask(&mut self, index: u32, vectors: &Vectors) {
-        self.each(index, vectors, |line| {
-            line.masked = false;
-            line.release_pending();
-        });
+        self.each(index, vectors, |line| line.masked = false);
+        for vector in vectors.iter() {
+            self.release(index, vector);
+        }
         self.evaluate_intx();
+    }
+
+    /// Sends what waited, unless something else still holds it back: a mask, or for messages that their
+    /// mode is not active or that bus mastering is off.
+    fn release(&mut self, index: u32, vector: u32) {
+        let active = self.config.bus_master && self.message_mode().is_some_and(|m| m.0 == index);
+        if let Some(line) = self.line(index, vector)
+            && line.pending
+            && (active || index == INTX)
+        {
+            line.fire();
+        }
+    }
+
+    fn release_messages(&mut self) {
+        for (index, count) in self.message_mode().into_iter() {
+            for vector in 0..count {
+                self.release(index, vector);
+            }
+        }
     }
 
     fn armed(&self, index: u32) -> u32 {
@@ -610,6 +625,64 @@ mod tests {
         assert!(lines.pending(MSIX, 0));
         lines.set_guest_mask(MSIX, 0, false);
         assert_eq!(count(&v0), 1);
+    }
+
+    #[test]
+    fn a_pending_message_waits_until_it_may_be_sent() {
+        let lines = lines();
+        lines.set_delivery(Delivery::Composed);
+        let v0 = arm(&lines, MSIX, 0);
+        let enabled = IrqConfig {
+            bus_master: true,
+            msix_enabled: true,
+            ..Default::default()
+        };
+        lines.set_config(enabled);
+        lines.set_guest_mask(MSIX, 0, true);
+        lines.message(0);
+        for held in [
+            IrqConfig {
+                msix_enabled: false,
+                ..enabled
+            },
+            IrqConfig {
+                bus_master: false,
+                ..enabled
+            },
+        ] {
+            lines.set_config(held);
+            lines.set_guest_mask(MSIX, 0, false);
+            assert_eq!(count(&v0), 0, "{held:?}");
+            assert!(lines.pending(MSIX, 0));
+        }
+        lines.set_config(enabled);
+        assert_eq!(count(&v0), 1);
+        assert!(!lines.pending(MSIX, 0));
+    }
+
+    #[test]
+    fn unmasking_sends_nothing_without_bus_mastering() {
+        let lines = lines();
+        let v2 = arm(&lines, MSIX, 2);
+        let vectors = Vectors::Range { start: 2, count: 1 };
+        let mask = IrqRequest::Mask {
+            index: MSIX,
+            vectors: vectors.clone(),
+        };
+        lines.apply(mask).unwrap();
+        lines.message(2);
+        lines.set_config(IrqConfig::default());
+        let unmask = IrqRequest::Unmask {
+            index: MSIX,
+            vectors,
+        };
+        lines.apply(unmask).unwrap();
+        assert_eq!(count(&v2), 0);
+        lines.set_config(IrqConfig {
+            bus_master: true,
+            ..IrqConfig::default()
+        });
+        assert_eq!(count(&v2), 1);
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_dup,               // descriptors for a client
         l::SYS_fcntl,             // duplicating close-on-exec, seals
         l::SYS_fstat,             // what a client passed as memory
+        l::SYS_fstatfs,           // whether it is of huge pages
         l::SYS_statx,             // the same, by the standard library
         l::SYS_newfstatat,        // the same, by the C library
         l::SYS_lseek,             // size of what a client passed, by the standard library
