@@ -14,7 +14,6 @@ use vfio_user_protocol::extension::{self, IrqRoutes};
 use vfio_user_protocol::transport::{Receiver, Sender, split};
 use vfio_user_protocol::version::{Capabilities, Extension, TwinSocket, Version};
 use vfio_user_protocol::{Command, Header};
-use zerocopy::IntoBytes;
 
 use super::endpoint::Endpoint;
 use super::serve::{ServeError, ServeOptions, serve};
