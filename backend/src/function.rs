@@ -178,8 +178,10 @@ impl Function {
     }
 
     fn check_range(&self, index: u32, offset: u64, length: usize) -> Result<(), Error> {
+        let size = self.device.region(index).size;
         let end = offset.checked_add(length as u64);
-        if end.is_none_or(|end| end > self.device.region(index).size) {
+        // A region that is not there takes no access, not even an empty one.
+        if size == 0 || end.is_none_or(|end| end > size) {
             return Err(out_of_range(index, offset, length));
         }
         Ok(())

@@ -10,6 +10,7 @@
 //! | [`memory`] | guest memory that the device reaches (DMA maps) |
 //! | [`interrupts`], [`routes`] | eventfds, levels and masks; where the guest wants messages delivered |
 //! | [`options`] | the command line |
+//! | [`sandbox`] | giving up what serving does not need |
 //! | [`poller`], [`ratelimit`], [`report`] | epoll, bounded logging, errors for people |
 
 pub mod device;
@@ -22,4 +23,5 @@ pub mod poller;
 pub mod ratelimit;
 pub mod report;
 pub mod routes;
+pub mod sandbox;
 pub mod server;

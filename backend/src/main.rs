@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vfio-user-gpu`: arguments, logging, and then [`vfio_user_gpu::server::serve`].
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,10 +11,12 @@ use vfio_user_gpu::device::Device;
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
 use vfio_user_gpu::function::Function;
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
-use vfio_user_gpu::options::{OnDisconnect, Options};
+use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
 use vfio_user_gpu::report;
+use vfio_user_gpu::sandbox::{self, SandboxError};
 use vfio_user_gpu::server::{
-    Endpoint, EndpointError, ServeError, ServeOptions, SocketOptions, print_capabilities, serve,
+    Endpoint, EndpointError, ServeError, ServeOptions, Signals, SocketOptions, print_capabilities,
+    serve,
 };
 
 /// Why the process ends with a failure.
@@ -27,6 +30,8 @@ enum Error {
     Model(#[from] ModelError),
     #[error("Endpoint")]
     Endpoint(#[from] EndpointError),
+    #[error("Sandbox (--sandbox off serves without)")]
+    Sandbox(#[from] SandboxError),
     #[error("Serving failed")]
     Serve(#[from] ServeError),
 }
@@ -73,22 +78,36 @@ fn run(options: Options) -> Result<(), Error> {
     };
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let device: Arc<dyn Device> = Arc::new(ModelGpu::new(&model, Arc::clone(&memory))?);
-    info!("Serving the {}", device.name());
-    let endpoint = match (options.socket_path, options.fd) {
+    let signals = Signals::catch()?;
+    let endpoint = match (&options.socket_path, options.fd) {
         (Some(path), _) => {
             let socket = SocketOptions {
                 mode: options.socket_mode,
                 group: options.socket_group,
             };
-            Endpoint::bind(&path, socket)?
+            Endpoint::bind(path, socket)?
         }
         (None, Some(fd)) => Endpoint::from_descriptor(fd)?,
         (None, None) => return Err(Error::NoEndpoint),
     };
+    // Only now: a start that fails says so in its one line.
+    info!("Serving the {}", device.name());
     let function = Arc::new(Function::new(device, memory));
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
         allowed_uids: options.allow_uid,
     };
-    Ok(serve(endpoint, &function, &serving)?)
+    if options.sandbox == Sandbox::Strict {
+        let path = options.socket_path.as_deref();
+        sandbox::enter(path.map(folder), options.seccomp.into())?;
+    }
+    Ok(serve(endpoint, &signals, &function, &serving)?)
+}
+
+/// Where a path lies, as the system calls see it.
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }

@@ -8,6 +8,7 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use log::LevelFilter;
 
 use crate::device::model::ModelOptions;
+use crate::sandbox::Seccomp;
 
 /// Owns a GPU and serves it to a virtual machine monitor over vfio-user.
 ///
@@ -60,6 +61,14 @@ pub struct Options {
     #[arg(long, value_name = "GID")]
     pub socket_group: Option<u32>,
 
+    /// Give up files, privileges and unexpected system calls before the first client.
+    #[arg(long, value_name = "HOW", default_value = "strict")]
+    pub sandbox: Sandbox,
+
+    /// What an unexpected system call does in the sandbox.
+    #[arg(long, value_name = "HOW", default_value = "kill")]
+    pub seccomp: SeccompMode,
+
     /// How much to say on stderr; RUST_LOG overrides it.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
@@ -72,6 +81,36 @@ pub enum OnDisconnect {
     Reset,
     /// Leave it as it is, without interrupts and guest memory.
     Keep,
+}
+
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    /// Enter it, or do not serve.
+    Strict,
+    /// Keep every right.
+    Off,
+}
+
+/// `--seccomp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SeccompMode {
+    /// Kills the process.
+    Kill,
+    /// Is logged by the kernel and passes.
+    Log,
+    /// Passes: only files and privileges are given up.
+    Off,
+}
+
+impl From<SeccompMode> for Seccomp {
+    fn from(mode: SeccompMode) -> Self {
+        match mode {
+            SeccompMode::Kill => Self::Kill,
+            SeccompMode::Log => Self::Log,
+            SeccompMode::Off => Self::Off,
+        }
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

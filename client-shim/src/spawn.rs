@@ -116,7 +116,7 @@ mod tests {
 
     /// Not a test of its own: the backend that the next one starts.
     #[test]
-    #[ignore = "lane quick: run by a_backend_lives_as_long_as_its_client"]
+    #[ignore = "run by a_backend_lives_as_long_as_its_client"]
     fn backend() {
         let stream = io::stdin().as_fd().try_clone_to_owned().unwrap();
         let mut peer = Peer::new(UnixStream::from(stream));

@@ -53,6 +53,16 @@ impl Backend {
     #[must_use]
     #[track_caller]
     pub fn start_model(options: &[&str]) -> Self {
+        Self::start_with(options, &[])
+    }
+
+    /// Starts the model GPU with `options`, and the program with `arguments` beside those that every start has.
+    ///
+    /// # Panics
+    /// When it ends before it listens.
+    #[must_use]
+    #[track_caller]
+    pub fn start_with(options: &[&str], arguments: &[&str]) -> Self {
         let folder = TempDir::with_prefix("vfio-user-gpu-").expect("a temporary folder");
         let socket = folder.path().join("socket");
         // Watched before the start, so that the socket cannot appear unseen.
@@ -68,6 +78,7 @@ impl Backend {
             .arg(model)
             .arg("--socket-path")
             .arg(&socket)
+            .args(arguments)
             .current_dir(folder.path())
             // Its log is read, so it must be the default one.
             .env_remove("RUST_LOG");
@@ -125,6 +136,25 @@ impl Backend {
             // An emulated guest on a loaded machine may leave the backend without a processor for a while.
             "x-msg-timeout": 60_000,
         })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// How many descriptors the process has open.
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[must_use]
+    #[track_caller]
+    pub fn open_descriptors(&self) -> usize {
+        match fs::read_dir(format!("/proc/{}/fd", self.process_id())) {
+            Ok(entries) => entries.count(),
+            Err(error) => panic!("no descriptors to be seen: {error}\n{}", self.report()),
+        }
     }
 
     /// Whether the process still runs.

@@ -7,12 +7,15 @@
 //! | [`binaries`] | our own programs, built once per test process |
 //! | [`process`] | a child process: captured output, awaited exit, never left behind |
 //! | [`backend`] | a running `vfio-user-gpu` |
+//! | [`raw_client`] | a client that sends whatever it is told, right or wrong |
 //! | [`qemu`] | a running QEMU, with its control sockets |
 //! | [`qtest`], [`qmp`] | QEMU's two control protocols |
 //! | [`pci`] | configuration space and BARs of a device, driven through qtest |
 //! | [`guest`], [`initramfs`] | a Linux guest assembled from a kernel tree and our own `/init` |
 //! | [`screen`] | what a Bochs display shows |
 //! | [`pattern`] | test data that host and guest both know |
+//! | [`engine`] | the model GPU's engine, driven through whichever client |
+//! | [`eventfd`] | interrupts as a client gets them |
 //! | [`model_gpu`] | the registers of the model GPU, as a driver writer sees them |
 //!
 //! Nothing here knows how the backend works inside; it is a program with options and a socket.
@@ -23,6 +26,8 @@
 
 pub mod backend;
 pub mod binaries;
+pub mod engine;
+pub mod eventfd;
 pub mod guest;
 pub mod initramfs;
 pub mod lane;
@@ -33,6 +38,7 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod qtest;
+pub mod raw_client;
 pub mod screen;
 
 use std::time::Duration;

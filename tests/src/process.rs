@@ -44,9 +44,18 @@ impl Process {
     /// # Panics
     /// When it does not start.
     #[track_caller]
-    pub fn spawn(name: &str, mut command: Command) -> Self {
+    pub fn spawn(name: &str, command: Command) -> Self {
+        Self::spawn_on(name, command, Stdio::piped())
+    }
+
+    /// Starts `command` with `stdin` as its standard input: also the way to hand it a descriptor, as number 0.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    pub fn spawn_on(name: &str, mut command: Command, stdin: impl Into<Stdio>) -> Self {
         command
-            .stdin(Stdio::piped())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = match command.spawn() {

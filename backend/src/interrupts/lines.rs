@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use log::debug;
 
 use super::resample::Watcher;
-use super::signal::signal;
+use super::signal::{prepare, signal};
 use super::{ERR, INDEXES, INTX, IrqRequest, MSI, MSIX, Vectors};
 
 /// How the active interrupt mode is told.
@@ -82,6 +82,7 @@ impl Lines {
     /// Lines with `counts[index]` interrupts at each index.
     #[must_use]
     pub fn new(counts: [u32; INDEXES as usize]) -> Arc<Self> {
+        prepare();
         let indexes = counts.map(|count| (0..count).map(|_| Line::default()).collect());
         Arc::new_cyclic(|this| Self {
             state: Mutex::new(State {

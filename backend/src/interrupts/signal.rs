@@ -23,6 +23,11 @@ const RESFD: u32 = 1;
 
 static COUNTER: OnceLock<Option<Counter>> = OnceLock::new();
 
+/// Makes what [`signal`] needs, while this process may still.
+pub(super) fn prepare() {
+    let _ = COUNTER.get_or_init(Counter::new);
+}
+
 /// Adds one to the client's eventfd. A counter that is full has an event waiting already.
 pub(super) fn signal(eventfd: &OwnedFd) {
     let counted = match COUNTER.get_or_init(Counter::new) {

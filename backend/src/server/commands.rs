@@ -98,9 +98,11 @@ impl Session {
         let max_data = usize::try_from(theirs).unwrap_or(usize::MAX).min(MAX_DATA);
         if answer.twin_socket.is_some_and(|twin| twin.supported) {
             self.open_twin(max_data)?;
-            self.tell_routes = answer.has_feature(extension::IRQ_ROUTES);
         }
-        self.negotiated = Some(Negotiated { max_data });
+        self.negotiated = Some(Negotiated {
+            max_data,
+            irq_routes: answer.has_feature(extension::IRQ_ROUTES),
+        });
         self.greet(agreed, &answer);
         Ok(())
     }

@@ -21,5 +21,5 @@ mod twin;
 mod tests;
 
 pub use endpoint::{Endpoint, EndpointError, SocketOptions};
-pub use serve::{ServeError, ServeOptions, serve};
+pub use serve::{ServeError, ServeOptions, Signals, serve};
 pub use session::{Refusal, Session, SessionError, capabilities, print_capabilities};

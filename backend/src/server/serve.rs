@@ -3,7 +3,12 @@
 //!
 //! The session runs on its own thread, blocked in receive; this loop sleeps in epoll. Neither wakes while
 //! a guest uses what is mapped.
+//!
+//! Who connects is a client from its first message on: until then it keeps nobody else out. One that
+//! speaks while another is attached hears EBUSY, but if that other has left already, and only its
+//! clearing away is not done, the newcomer waits for it.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -31,10 +36,10 @@ use crate::report::chain;
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
 const FINISHED: u64 = 2;
-/// Tokens from here on are clients waiting to be told that they cannot be served.
-const SURPLUS: u64 = 16;
-/// How many of those are listened to; more are just closed.
-const MAX_SURPLUS: usize = 8;
+/// Tokens from here on are connections that have not become sessions.
+const WAITING: u64 = 16;
+/// How many of those are kept; one more, and the oldest is closed.
+const MAX_WAITING: usize = 8;
 
 /// How clients are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,21 +73,36 @@ impl From<Errno> for ServeError {
     }
 }
 
+/// SIGTERM and SIGINT, caught. To be made before there is a socket path, which dying would leave behind.
+#[derive(Debug)]
+pub struct Signals(UnixStream);
+
+impl Signals {
+    /// Catches them from now on.
+    ///
+    /// # Errors
+    /// The errno of sigaction(2) or socketpair(2).
+    pub fn catch() -> Result<Self, ServeError> {
+        let (caught, raised) = UnixStream::pair()?;
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::low_level::pipe::register(signal, raised.try_clone()?)?;
+        }
+        Ok(Self(caught))
+    }
+}
+
 /// Serves clients until SIGTERM or SIGINT, or, if the endpoint is one client, until it leaves.
 ///
 /// # Errors
 /// [`ServeError`].
 pub fn serve(
     endpoint: Endpoint,
+    signals: &Signals,
     function: &Arc<Function>,
     options: &ServeOptions,
 ) -> Result<(), ServeError> {
-    let (signals, raised) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::low_level::pipe::register(signal, raised.try_clone()?)?;
-    }
     let poller = Poller::new()?;
-    poller.add(signals.as_fd(), SIGNAL)?;
+    poller.add(signals.0.as_fd(), SIGNAL)?;
     let finished = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     poller.add(finished.as_fd(), FINISHED)?;
     let mut server = Server {
@@ -91,7 +111,8 @@ pub fn serve(
         poller,
         finished,
         session: None,
-        surplus: [const { None }; MAX_SURPLUS],
+        waiting: VecDeque::with_capacity(MAX_WAITING),
+        next_token: WAITING,
     };
     let served = server.run(endpoint);
     let ended = server.end_session();
@@ -106,8 +127,31 @@ struct Server<'a> {
     poller: Poller,
     /// Counts when the session's thread ends.
     finished: Arc<OwnedFd>,
-    session: Option<(Closer, JoinHandle<Result<(), SessionError>>)>,
-    surplus: [Option<UnixStream>; MAX_SURPLUS],
+    session: Option<Running>,
+    waiting: VecDeque<Waiting>,
+    next_token: u64,
+}
+
+/// The session and its thread.
+struct Running {
+    closer: Closer,
+    thread: JoinHandle<Result<(), SessionError>>,
+}
+
+impl Running {
+    /// Its client is served no more; what is left is to clear away after it.
+    fn is_ending(&self) -> bool {
+        self.thread.is_finished() || self.closer.client_has_left()
+    }
+}
+
+/// A connection that is not a session yet.
+struct Waiting {
+    token: u64,
+    stream: UnixStream,
+    /// It has spoken, and is next once the session of a client that has left is cleared away. (Then it is
+    /// not with the poller, which would report it again and again.)
+    spoken: bool,
 }
 
 impl Server<'_> {
@@ -140,21 +184,22 @@ impl Server<'_> {
                         if listener.is_none() {
                             return Ok(());
                         }
+                        self.attach_next()?;
                     }
-                    (LISTENER, Some(listener)) => self.accept(listener)?,
-                    (other, _) => self.dismiss(other),
+                    (LISTENER, Some(listener)) => self.accept(listener),
+                    (other, _) => self.first_message(other)?,
                 }
             }
         }
     }
 
-    fn accept(&mut self, listener: &Listener) -> Result<(), ServeError> {
+    fn accept(&mut self, listener: &Listener) {
         let stream = match listener.accept() {
             Ok(Some(stream)) => stream,
-            Ok(None) => return Ok(()),
+            Ok(None) => return,
             Err(error) => {
                 warn!("A client could not be accepted: {error}");
-                return Ok(());
+                return;
             }
         };
         let allowed = &self.options.allowed_uids;
@@ -167,18 +212,68 @@ impl Server<'_> {
             }
             Ok(peer) => {
                 warn!("Connection of user {} refused", peer.uid.as_raw());
-                return Ok(());
+                return;
             }
             Err(error) => {
                 warn!("Connection refused: its user is not known: {error}");
-                return Ok(());
+                return;
             }
         }
-        if self.session.is_some() {
-            self.keep_waiting(stream);
-            return Ok(());
+        if let Err(error) = self.wait_for_message(stream) {
+            warn!("A client could not be listened to: {error}");
         }
-        self.attach(stream)
+    }
+
+    fn wait_for_message(&mut self, stream: UnixStream) -> io::Result<()> {
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.pop_front();
+        }
+        let token = self.next_token;
+        stream.set_nonblocking(true)?;
+        self.poller.add(stream.as_fd(), token)?;
+        self.next_token += 1;
+        self.waiting.push_back(Waiting {
+            token,
+            stream,
+            spoken: false,
+        });
+        Ok(())
+    }
+
+    /// A connection has spoken for the first time, or is gone, which a session finds out as well.
+    fn first_message(&mut self, token: u64) -> Result<(), ServeError> {
+        let Some(place) = self.waiting.iter().position(|w| w.token == token) else {
+            return Ok(());
+        };
+        let Some(mut client) = self.waiting.remove(place) else {
+            return Ok(());
+        };
+        self.poller.remove(client.stream.as_fd())?;
+        match &self.session {
+            None => self.attach(client.stream)?,
+            Some(session) if session.is_ending() => {
+                client.spoken = true;
+                self.waiting.push_back(client);
+            }
+            Some(_) => refuse(client.stream),
+        }
+        Ok(())
+    }
+
+    /// The first of those that waited for the session to end gets the next one. The others are told, but if
+    /// the first has given up meanwhile, they wait on.
+    fn attach_next(&mut self) -> Result<(), ServeError> {
+        while let Some(place) = self.waiting.iter().position(|w| w.spoken) {
+            if self.session.as_ref().is_some_and(Running::is_ending) {
+                break;
+            }
+            match self.waiting.remove(place) {
+                Some(client) if self.session.is_none() => self.attach(client.stream)?,
+                Some(client) => refuse(client.stream),
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Starts a session on its own thread.
@@ -194,13 +289,13 @@ impl Server<'_> {
                 let _finished = finished;
                 session.run(receiver)
             })?;
-        self.session = Some((closer, thread));
+        self.session = Some(Running { closer, thread });
         Ok(())
     }
 
     /// Ends the session, if there is one, and waits until the function is clean.
     fn end_session(&mut self) -> Result<(), ServeError> {
-        let Some((closer, thread)) = self.session.take() else {
+        let Some(Running { closer, thread }) = self.session.take() else {
             return Ok(());
         };
         closer.close();
@@ -222,35 +317,17 @@ impl Server<'_> {
         let _ = rustix::io::read(&*self.finished, &mut [0; 8]);
         cleaned.map_err(ServeError::Reset)
     }
+}
 
-    /// A client too many: its first message is awaited, to be answered with EBUSY.
-    fn keep_waiting(&mut self, stream: UnixStream) {
-        let free = self.surplus.iter().position(Option::is_none);
-        let (Some(slot), Ok(())) = (free, stream.set_nonblocking(true)) else {
-            return;
-        };
-        if self
-            .poller
-            .add(stream.as_fd(), SURPLUS + slot as u64)
-            .is_ok()
-        {
-            self.surplus[slot] = Some(stream);
-        }
-    }
-
-    fn dismiss(&mut self, token: u64) {
-        let slot = usize::try_from(token.wrapping_sub(SURPLUS)).unwrap_or(usize::MAX);
-        let Some(mut stream) = self.surplus.get_mut(slot).and_then(Option::take) else {
-            return;
-        };
+/// A client too many: its first message is answered with EBUSY.
+fn refuse(mut stream: UnixStream) {
+    let mut header = [0; HEADER_SIZE];
+    if stream.read_exact(&mut header).is_ok()
+        && let Ok((header, _)) = Header::read_from_prefix(&header)
+    {
         info!("A second client was refused: one is attached");
-        let mut header = [0; HEADER_SIZE];
-        if stream.read_exact(&mut header).is_ok()
-            && let Ok((header, _)) = Header::read_from_prefix(&header)
-        {
-            let busy = header.error_reply(Errno::BUSY.raw_os_error().unsigned_abs());
-            let _ = split(stream, HEADER_SIZE).1.send(&busy, &[], &[]);
-        }
+        let busy = header.error_reply(Errno::BUSY.raw_os_error().unsigned_abs());
+        let _ = split(stream, HEADER_SIZE).1.send(&busy, &[], &[]);
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
 use log::{debug, info, trace, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
 use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
@@ -182,6 +183,12 @@ impl Closer {
             twin.close();
         }
     }
+
+    /// The client's end is closed, though the session may not have come to see it.
+    pub(super) fn client_has_left(&self) -> bool {
+        let mut ended = [PollFd::new(&*self.main, PollFlags::RDHUP)];
+        matches!(poll(&mut ended, Some(&Timespec::default())), Ok(1))
+    }
 }
 
 /// What was agreed upon with the client.
@@ -189,6 +196,8 @@ impl Closer {
 pub(super) struct Negotiated {
     /// Bytes of data it takes in one message.
     pub(super) max_data: usize,
+    /// It takes interrupt routes.
+    pub(super) irq_routes: bool,
 }
 
 /// One client's session with a function.
@@ -198,8 +207,6 @@ pub struct Session {
     pub(super) negotiated: Option<Negotiated>,
     pub(super) twin: Arc<OnceLock<Arc<Twin>>>,
     pub(super) reply: Reply,
-    /// Interrupt routes were granted by the reply that is about to be sent.
-    pub(super) tell_routes: bool,
     main: Arc<UnixStream>,
     sender: Sender,
     refusals: RateLimit,
@@ -223,7 +230,6 @@ impl Session {
             negotiated: None,
             twin: Arc::default(),
             reply: Reply::default(),
-            tell_routes: false,
             main,
             sender,
             refusals: RateLimit::default(),
@@ -272,7 +278,11 @@ impl Session {
                         field: "header.size",
                         value: size,
                     };
-                    self.refuse(&header, &refusal.into())?;
+                    let refusal = refusal.into();
+                    self.refuse(&header, &refusal)?;
+                    if self.negotiated.is_none() {
+                        return Err(SessionError::Negotiation(Box::new(refusal)));
+                    }
                 }
                 Ok(None) => return Ok(()),
                 Err(TransportError::Frame(FrameError::Size(header))) => {
@@ -296,12 +306,15 @@ impl Session {
         self.reply.clear();
         let negotiating = self.negotiated.is_none();
         match self.dispatch(header, body, fds) {
-            Ok(()) if header.wants_no_reply() => Ok(()),
             Ok(()) => {
-                self.send_reply(header)?;
-                // A copy of the client's end of the twin socket would hide that the client is gone.
+                if !header.wants_no_reply() {
+                    self.send_reply(header)?;
+                }
+                // A copy of ours would keep open what the client closes.
                 self.reply.fds.clear();
-                self.tell_routes();
+                if negotiating {
+                    self.follow_guest_routes();
+                }
                 Ok(())
             }
             Err(refusal) => {
@@ -314,9 +327,11 @@ impl Session {
         }
     }
 
-    /// Once the client has the twin socket: a kept device has routes to tell, and waits until they are taken.
-    fn tell_routes(&mut self) {
-        if let (true, Some(twin)) = (std::mem::take(&mut self.tell_routes), self.twin.get()) {
+    /// Only now that the client has its end of the twin socket can it answer there. (A device that was kept
+    /// from the client before has routes to tell of at once.)
+    fn follow_guest_routes(&self) {
+        let wanted = self.negotiated.as_ref().is_some_and(|n| n.irq_routes);
+        if let Some(twin) = self.twin.get().filter(|_| wanted) {
             self.function.follow_guest_routes(Arc::clone(twin) as _);
         }
     }

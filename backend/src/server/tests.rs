@@ -16,7 +16,7 @@ use vfio_user_protocol::version::{Capabilities, Extension, TwinSocket, Version};
 use vfio_user_protocol::{Command, Header};
 
 use super::endpoint::Endpoint;
-use super::serve::{ServeError, ServeOptions, serve};
+use super::serve::{ServeError, ServeOptions, Signals, serve};
 use super::session::Session;
 use crate::device::model::{ModelGpu, ModelOptions, vram};
 use crate::device::{Device, Error, Mapping, Region, ResetCause, region};
@@ -182,7 +182,9 @@ fn a_device_that_cannot_be_reset_is_not_served_to_the_next_client() {
             reset_on_disconnect: true,
             allowed_uids: Vec::new(),
         };
-        let served = serve(Endpoint::Listening(listener.into()), &function, &options);
+        let signals = Signals::catch().unwrap();
+        let endpoint = Endpoint::Listening(listener.into());
+        let served = serve(endpoint, &signals, &function, &options);
         result.send(served).unwrap();
     });
     let version = Capabilities::default().encode(Version::default());
