@@ -115,7 +115,7 @@ impl Function {
             return self.device.read(index, offset, data);
         }
         let state = self.state();
-        if !state.decodes() {
+        if !state.decodes(index) {
             // What a bus answers when nobody claims the address.
             data.fill(0xff);
             return Ok(());
@@ -153,7 +153,7 @@ impl Function {
             return self.device.write(index, offset, data);
         }
         let mut state = self.state();
-        if !state.decodes() {
+        if !state.decodes(index) {
             return Ok(());
         }
         let mut rest = data;
@@ -301,9 +301,17 @@ impl Function {
 }
 
 impl State {
-    /// BARs answer: memory decoding is on and the function is awake.
-    fn decodes(&self) -> bool {
-        self.config.command().memory && self.config.power_state() == PowerState::D0
+    /// The BAR answers: decoding of its kind is on and the function is awake.
+    fn decodes(&self, index: u32) -> bool {
+        let command = self.config.command();
+        let bar = u8::try_from(index)
+            .ok()
+            .and_then(|index| self.config.bar(index));
+        let on = match bar {
+            Some(ports) if !ports.bar.is_memory() => command.io,
+            _ => command.memory,
+        };
+        on && self.config.power_state() == PowerState::D0
     }
 
     fn irq_config(&self) -> IrqConfig {

@@ -8,10 +8,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use log::debug;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
 use super::resample::Watcher;
+use super::signal::{prepare, signal};
 use super::{ERR, INDEXES, INTX, IrqRequest, MSI, MSIX, Vectors};
 
 /// How the active interrupt mode is told.
@@ -83,6 +82,7 @@ impl Lines {
     /// Lines with `counts[index]` interrupts at each index.
     #[must_use]
     pub fn new(counts: [u32; INDEXES as usize]) -> Arc<Self> {
+        prepare();
         let indexes = counts.map(|count| (0..count).map(|_| Line::default()).collect());
         Arc::new_cyclic(|this| Self {
             state: Mutex::new(State {
@@ -353,21 +353,14 @@ impl State {
     }
 }
 
-/// Adds one to the client's eventfd, never waiting: a counter that is full has an event waiting already.
-fn signal(eventfd: &OwnedFd) {
-    let mut room = [PollFd::new(eventfd, PollFlags::OUT)];
-    if !matches!(poll(&mut room, Some(&Timespec::default())), Ok(1)) {
-        return;
-    }
-    match rustix::io::write(eventfd, &1_u64.to_ne_bytes()) {
-        Ok(_) | Err(Errno::AGAIN) => {}
-        Err(error) => debug!("Interrupt eventfd of the client refused a count: {error}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
     use rustix::event::{EventfdFlags, eventfd};
+    use rustix::io::Errno;
 
     use super::*;
 
@@ -704,6 +697,46 @@ mod tests {
         lines.message(0);
         drop(reader);
         lines.message(0);
+    }
+
+    #[test]
+    fn no_thread_waits_for_a_client_that_fills_its_eventfd_in_time() {
+        let lines = lines();
+        let theirs = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let eventfds = vec![Some(theirs.try_clone().unwrap())];
+        lines
+            .apply(IrqRequest::SetEventfds {
+                index: MSIX,
+                start: 0,
+                eventfds,
+            })
+            .unwrap();
+        let sent = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let device = thread::spawn({
+            let (sent, stop) = (Arc::clone(&sent), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    lines.message(0);
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        thread::spawn({
+            let theirs = Arc::clone(&theirs);
+            // Fills it as soon as there is room, for as long as the process lives.
+            move || while rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).is_ok() {}
+        });
+        for _ in 0..20_000 {
+            let _ = rustix::io::read(&*theirs, &mut [0; 8]);
+            let before = sent.load(Ordering::Relaxed);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while sent.load(Ordering::Relaxed) < before + 2 {
+                assert!(Instant::now() < deadline, "a thread waits for the client");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        device.join().unwrap();
     }
 
     #[test]

@@ -6,9 +6,11 @@
 //! | `mod.rs` | the vocabulary: indexes, requests |
 //! | `lines.rs` | [`Lines`]: level, mask, pending and eventfds of a software device |
 //! | `resample.rs` | the thread that waits for a client's INTx unmask eventfd |
+//! | `signal.rs` | one more on a client's eventfd, without waiting for the client |
 
 mod lines;
 mod resample;
+mod signal;
 
 use std::os::fd::OwnedFd;
 

@@ -153,7 +153,7 @@ impl Drop for Mapping {
 mod tests {
     use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
+    use std::process::{Command, ExitStatus};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
@@ -320,6 +320,17 @@ mod tests {
             return;
         };
         let file = memfd(4096);
+        if how == "full" {
+            let whole = || Mapping::new(file.as_fd(), 0, 4096, Access::READ_WRITE);
+            let all: Vec<_> = std::iter::from_fn(|| whole().ok()).collect();
+            ftruncate(&file, 0).unwrap();
+            for mapping in all.iter().step_by(1000) {
+                assert_eq!(first_byte(mapping, 0), 0);
+            }
+            // Threads and large buffers can be had, too.
+            thread::spawn(|| vec![1_u8; 64 << 20]).join().unwrap();
+            return;
+        }
         let guarded = map(&file, 1);
         let unguarded: MmapRegion =
             MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap().into(), 0), PAGE)
@@ -335,23 +346,28 @@ mod tests {
         }
     }
 
-    /// The signal that ended a process which had a SIGBUS that is not ours to mend.
-    fn ended_by(how: &str) -> Option<i32> {
+    /// How a process of its own ended.
+    fn ended(how: &str) -> ExitStatus {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "memory::mapping::tests::sigbus_child"])
             .env(CHILD, how)
             .output()
             .unwrap();
-        child.status.signal()
+        child.status
+    }
+
+    #[test]
+    fn as_many_mappings_as_can_be_had_are_all_mended() {
+        assert!(ended("full").success());
     }
 
     #[test]
     fn a_fault_elsewhere_still_ends_the_process() {
-        assert_eq!(ended_by("fault"), Some(Signal::BUS.as_raw()));
+        assert_eq!(ended("fault").signal(), Some(Signal::BUS.as_raw()));
     }
 
     #[test]
     fn a_sigbus_that_was_sent_still_ends_the_process() {
-        assert_eq!(ended_by("kill"), Some(Signal::BUS.as_raw()));
+        assert_eq!(ended("kill").signal(), Some(Signal::BUS.as_raw()));
     }
 }
