@@ -54,17 +54,21 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_dup,               // descriptors for a client
         l::SYS_fcntl,             // duplicating close-on-exec, seals
         l::SYS_fstat,             // what a client passed as memory
-        l::SYS_statx,             // the same, by the standard library
+        l::SYS_fstatfs,           // whether its pages are huge
+        l::SYS_statx,             // what a client passed, by the standard library
         l::SYS_newfstatat,        // the same, by the C library
         l::SYS_lseek,             // size of what a client passed, by the standard library
         l::SYS_memfd_create,      // VRAM for the next client
         l::SYS_ftruncate,         // its size
         l::SYS_fallocate,         // zeroing it
+        l::SYS_io_submit,         // interrupts of a software device
+        l::SYS_io_getevents,      // the same
+        l::SYS_preadv2,           // resample eventfd
         l::SYS_eventfd2,          // watching a resample eventfd
         l::SYS_epoll_create1,     // the same
         l::SYS_epoll_ctl,         // main loop, resample watcher
         l::SYS_epoll_pwait,       // main loop, resample watcher
-        l::SYS_ppoll,             // whether an eventfd can be written
+        l::SYS_ppoll,             // whether a client has left
         l::SYS_mmap,              // guest memory, heap, SIGBUS handler
         l::SYS_munmap,            // the same
         l::SYS_mremap,            // heap
@@ -110,7 +114,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
 #[cfg(target_arch = "x86_64")]
 fn legacy() -> [i64; 5] {
     [
-        l::SYS_poll,       // whether an eventfd can be written
+        l::SYS_poll,       // whether a client has left
         l::SYS_epoll_wait, // main loop, resample watcher
         l::SYS_unlink,     // the socket path
         l::SYS_open,       // refused by the other filter, not deadly

@@ -57,8 +57,8 @@ pub enum ServeError {
     /// The loop could not be set up or continued.
     #[error("Main loop")]
     Loop(#[source] io::Error),
-    /// The device could not be brought to rest at the end.
-    #[error("Device not reset at the end")]
+    /// The device could not be brought to rest after a client. Nobody may be served what it left.
+    #[error("Device not reset")]
     Reset(#[source] device::Error),
 }
 
@@ -120,10 +120,10 @@ pub fn serve(
         next_token: WAITING,
     };
     let served = server.run(endpoint);
-    server.end_session();
+    let ended = server.end_session();
     // Whatever the clients wanted kept, nothing of theirs runs on without this process.
     let rested = function.disconnect(true).map_err(ServeError::Reset);
-    served.and(rested)
+    served.and(ended).and(rested)
 }
 
 struct Server<'a> {
@@ -190,7 +190,7 @@ impl Server<'_> {
                         return Ok(());
                     }
                     (FINISHED, _) => {
-                        self.end_session();
+                        self.end_session()?;
                         if listener.is_none() {
                             return Ok(());
                         }
@@ -304,22 +304,28 @@ impl Server<'_> {
     }
 
     /// Ends the session, if there is one, and waits until the function is clean.
-    fn end_session(&mut self) {
+    fn end_session(&mut self) -> Result<(), ServeError> {
         let Some(Running { closer, thread }) = self.session.take() else {
-            return;
+            return Ok(());
         };
         closer.close();
-        match thread.join() {
-            Ok(Ok(())) => info!("Client left"),
-            Ok(Err(error)) => warn!("Session ended: {}", chain(&error)),
+        let cleaned = match thread.join() {
+            Ok(Ok(())) => {
+                info!("Client left");
+                Ok(())
+            }
+            Ok(Err(SessionError::Reset(error))) => Err(error),
+            Ok(Err(error)) => {
+                warn!("Session ended: {}", chain(&error));
+                Ok(())
+            }
             Err(_) => {
                 error!("Session ended by a defect in this program; the device is reset");
-                if let Err(error) = self.function.disconnect(true) {
-                    error!("Device not reset: {}", chain(&error));
-                }
+                self.function.disconnect(true)
             }
-        }
+        };
         let _ = rustix::io::read(&*self.finished, &mut [0; 8]);
+        cleaned.map_err(ServeError::Reset)
     }
 }
 

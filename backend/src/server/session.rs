@@ -260,8 +260,9 @@ impl Session {
             Some(_) => self.function.disconnect(self.reset_on_disconnect),
             None => Ok(()),
         };
-        served?;
-        cleaned.map_err(SessionError::Reset)
+        // That the device is not fit for the next client matters more than how this one left.
+        cleaned.map_err(SessionError::Reset)?;
+        served
     }
 
     fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {

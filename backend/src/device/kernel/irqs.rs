@@ -25,7 +25,8 @@ use vfio_bindings::bindings::vfio::{
 use self::state::State;
 use super::vfio::{IrqData, Vfio};
 use crate::interrupts::{
-    Delivery, ERR, INDEXES, INTX, IrqConfig, IrqInfo, IrqRequest, MSI, MSIX, REQ, Vectors, signal,
+    Delivery, ERR, INDEXES, INTX, IrqConfig, IrqInfo, IrqRequest, MSI, MSIX, REQ, Vectors, prepare,
+    signal,
 };
 use crate::ratelimit::RateLimit;
 
@@ -49,6 +50,7 @@ impl Irqs {
     /// # Errors
     /// The errno of asking, or of eventfd(2).
     pub(super) fn new(vfio: Vfio) -> Result<Self, Errno> {
+        prepare();
         let request = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut info = [IrqInfo::default(); INDEXES as usize];
         let mut state = State::default();
