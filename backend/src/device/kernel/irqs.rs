@@ -10,7 +10,8 @@
 //!   not armed at all: what a device sends before that is lost. MSI masks are the device's own.
 //! * The request to give the device back (REQ) is ours while the client has not armed it.
 
-use std::collections::BTreeMap;
+mod state;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +22,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
 };
 
+use self::state::State;
 use super::vfio::{IrqData, Vfio};
 use crate::interrupts::{
     Delivery, ERR, INDEXES, INTX, IrqConfig, IrqInfo, IrqRequest, MSI, MSIX, REQ, Vectors, prepare,
@@ -30,22 +32,6 @@ use crate::ratelimit::RateLimit;
 
 /// No PCI function has more vectors than an MSI-X table can hold; bounds what the kernel may claim.
 const MAX_VECTORS: u32 = 2048;
-
-#[derive(Debug, Default)]
-struct State {
-    /// The client's eventfds by index and vector.
-    tables: [Vec<Option<OwnedFd>>; INDEXES as usize],
-    /// What unmasks INTx, in the kernel.
-    unmask: Option<OwnedFd>,
-    /// How many vectors the kernel was given when each index was armed; `None` while it is not.
-    armed: [Option<u32>; INDEXES as usize],
-    delivery: Delivery,
-    config: IrqConfig,
-    /// The guest's masks of MSI-X vectors.
-    masked: Vec<bool>,
-    /// Eventfds of ours in place of those of masked vectors.
-    held: BTreeMap<u32, OwnedFd>,
-}
 
 /// The interrupts of one device.
 #[derive(Debug)]
@@ -406,74 +392,6 @@ impl Irqs {
         state.masked.fill(false);
         state.delivery = Delivery::Armed;
         state.config = IrqConfig::default();
-    }
-}
-
-impl State {
-    fn armed_count(&self, index: u32) -> Option<u32> {
-        self.armed.get(index as usize).copied().flatten()
-    }
-
-    fn is_armed(&self, index: u32) -> bool {
-        self.armed_count(index).is_some()
-    }
-
-    fn set_armed(&mut self, index: u32, armed: Option<u32>) {
-        if let Some(slot) = self.armed.get_mut(index as usize) {
-            *slot = armed;
-        }
-    }
-
-    /// The client's eventfd.
-    fn eventfd(&self, index: u32, vector: u32) -> Option<BorrowedFd<'_>> {
-        let table = self.tables.get(index as usize)?;
-        Some(table.get(vector as usize)?.as_ref()?.as_fd())
-    }
-
-    fn has_eventfd(&self, index: u32) -> bool {
-        let table = self.tables.get(index as usize);
-        table.is_some_and(|table| table.iter().any(Option::is_some))
-    }
-
-    /// Where an event of the vector must go now.
-    fn target(&self, index: u32, vector: u32) -> Option<BorrowedFd<'_>> {
-        let client = self.eventfd(index, vector)?;
-        let masked = self.masked.get(vector as usize).copied().unwrap_or(false);
-        if index == MSIX && masked {
-            return self.held.get(&vector).map(OwnedFd::as_fd);
-        }
-        Some(client)
-    }
-
-    /// One more than the last vector with an eventfd, or with an event to tell now.
-    fn reach(&self, index: u32, now: bool) -> u32 {
-        let table = self.tables.get(index as usize).map_or(0, Vec::len);
-        let last = (0..u32::try_from(table).unwrap_or(0))
-            .rev()
-            .find(|&vector| {
-                if now {
-                    self.target(index, vector).is_some()
-                } else {
-                    self.eventfd(index, vector).is_some()
-                }
-            });
-        last.map_or(0, |last| last + 1)
-    }
-
-    /// The mode that the guest's registers say.
-    fn mode(&self) -> u32 {
-        if self.config.msix_enabled {
-            MSIX
-        } else if self.config.msi_vectors > 0 {
-            MSI
-        } else {
-            INTX
-        }
-    }
-
-    /// Whether the kernel should have this index now.
-    fn wants(&self, index: u32) -> bool {
-        self.delivery == Delivery::Armed || index > MSIX || self.mode() == index
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `open.rs` | from a PCI address, a sysfs path or descriptors to an open device; what to say when not |
+//! | `open.rs`, `open_error.rs` | from a PCI address, a sysfs path or descriptors to an open device; what to say when not |
 //! | `bind.rs` | the requests that bind a device to its IOMMU |
 //! | `sysfs.rs` | what sysfs says of a device: driver, group, character devices |
 //! | `file.rs` | the seam: one trait for a device descriptor, and the real one |
@@ -26,6 +26,7 @@ mod iommu;
 mod irqs;
 mod limits;
 mod open;
+mod open_error;
 mod reset;
 mod sysfs;
 mod translators;
@@ -55,7 +56,8 @@ pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
 pub use iommu::HostIommu;
 use irqs::Irqs;
-pub use open::{Companion, OpenError, Opened, VfToken, adopt, open};
+pub use open::{Companion, Opened, VfToken, adopt, open};
+pub use open_error::OpenError;
 pub use reset::Group;
 use reset::Ladder;
 pub use sysfs::{Member, Roots};
@@ -119,8 +121,8 @@ pub struct KernelDevice {
 }
 
 impl KernelDevice {
-    /// Finds out what the device is, and takes it to rest: no bus mastering, no interrupts but the kernel's
-    /// request for the device.
+    /// Finds out what the device is, and takes it to rest: nothing decoded, no bus mastering, no interrupts
+    /// but the kernel's request for the device.
     ///
     /// # Errors
     /// [`KernelError`].
@@ -144,7 +146,7 @@ impl KernelDevice {
         let ladder = Ladder::new(&vfio, info.reset, &bytes, group.as_ref());
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
-        let device = Self {
+        let mut device = Self {
             vfio,
             group,
             name,
@@ -155,9 +157,12 @@ impl KernelDevice {
             ladder,
         };
         device.announce(handoff);
-        if let Err(error) = device.stop_dma() {
-            warn!("Bus mastering not switched off: {error}");
-        }
+        // The first client finds what every other finds, and not where the host had the BARs.
+        device
+            .reset_header()
+            .map_err(KernelError::request("Registers"))?;
+        let bytes = read_config(&device.vfio, &device.regions)?;
+        device.config.refresh(&bytes);
         Ok(device)
     }
 

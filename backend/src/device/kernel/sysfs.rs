@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::open::OpenError;
+use super::open_error::OpenError;
 
 /// Where the machine's tables are.
 #[derive(Clone, Debug, PartialEq, Eq)]
