@@ -8,10 +8,12 @@ use std::sync::Arc;
 use clap::Parser;
 use log::info;
 use vfio_user_gpu::device::Device;
+use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
 use vfio_user_gpu::function::Function;
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
 use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
+use vfio_user_gpu::privileges::{PrivilegeError, User};
 use vfio_user_gpu::report;
 use vfio_user_gpu::sandbox::{self, SandboxError};
 use vfio_user_gpu::server::{
@@ -22,12 +24,20 @@ use vfio_user_gpu::server::{
 /// Why the process ends with a failure.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("No device: pass --model")]
+    #[error("No device: pass --device, --device-fd or --model")]
     NoDevice,
+    #[error("Descriptor {0} is named by two options")]
+    SharedDescriptor(i32),
     #[error("No endpoint: pass --socket-path or --fd")]
     NoEndpoint,
     #[error("Software GPU")]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     #[error("Endpoint")]
     Endpoint(#[from] EndpointError),
     #[error("Sandbox (--sandbox off serves without)")]
@@ -64,7 +74,10 @@ fn refuse_arguments(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
+    // What is missing stands on lines of its own, up to the usage.
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let line = lines.split(|line| line.is_empty()).next();
+    let line = line.unwrap_or_default().join(" ");
     eprintln!(
         "vfio-user-gpu: {} (--help lists the options)",
         line.trim_start_matches("error: ")
@@ -72,12 +85,47 @@ fn refuse_arguments(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn run(options: Options) -> Result<(), Error> {
-    let Some(model) = options.model else {
-        return Err(Error::NoDevice);
+/// The kernel's device that the options name, while this process still may open it.
+fn open(options: &Options) -> Result<Option<kernel::Opened>, Error> {
+    if let Some(device) = &options.device {
+        let token = options.vf_token.as_ref();
+        return Ok(Some(kernel::open(&Roots::default(), device, token)?));
+    }
+    let companion = match (options.iommufd_fd, options.container_fd) {
+        (Some(fd), _) => Companion::Iommufd(fd),
+        (None, Some(fd)) => Companion::Container(fd),
+        (None, None) => return Ok(None),
     };
+    let adopted = options.device_fd.map(|fd| kernel::adopt(fd, companion));
+    Ok(adopted.transpose()?)
+}
+
+/// The software GPU.
+fn model(options: &Options) -> Result<(Arc<dyn Device>, Arc<AddressSpace>), Error> {
+    let model = options.model.as_ref().ok_or(Error::NoDevice)?;
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
-    let device: Arc<dyn Device> = Arc::new(ModelGpu::new(&model, Arc::clone(&memory))?);
+    let device = ModelGpu::new(model, Arc::clone(&memory))?;
+    Ok((Arc::new(device), memory))
+}
+
+fn run(options: Options) -> Result<(), Error> {
+    if let Some(fd) = options.shared_descriptor() {
+        return Err(Error::SharedDescriptor(fd));
+    }
+    // The user is looked up before anything is opened: a typing error must cost nothing.
+    let user = options.user.as_deref().map(User::find).transpose()?;
+    let opened = open(&options)?;
+    if let Some(user) = user {
+        user.become_for_good()?;
+    }
+    let (device, memory) = match opened {
+        Some(opened) => {
+            let memory = AddressSpace::with_iommu(opened.iommu, DEFAULT_MAX_MAPS);
+            let device = KernelDevice::new(opened.device, options.bar_handoff)?;
+            (Arc::new(device) as Arc<dyn Device>, Arc::new(memory))
+        }
+        None => model(&options)?,
+    };
     let signals = Signals::catch()?;
     let endpoint = match (&options.socket_path, options.fd) {
         (Some(path), _) => {

@@ -4,11 +4,12 @@
 //! A device does not know the protocol, and not the config space the guest sees: that is composed in
 //! front of it ([`crate::pci`]). It is told of the changes that concern it.
 
+pub mod kernel;
 pub mod model;
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -128,6 +129,45 @@ pub trait Device: Send + Sync + fmt::Debug {
 
     /// The power-on config space of the device, which the composition starts from.
     fn config_space(&self) -> ConfigSpace;
+
+    /// Reads config space as the device itself has it now; asked only where [`Self::config_space`] is live.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] or what the device says.
+    fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+        let (region, length) = (region::CONFIG, data.len());
+        Err(Error::OutOfRange {
+            region,
+            offset,
+            length,
+        })
+    }
+
+    /// Takes a guest's write to config space, without Initiate FLR; only where the space is live.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] or what the device says.
+    fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let (region, length) = (region::CONFIG, data.len());
+        Err(Error::OutOfRange {
+            region,
+            offset,
+            length,
+        })
+    }
+
+    /// Keeps the device from starting another DMA: the first step when a client is gone.
+    ///
+    /// # Errors
+    /// What the device says; the session goes on cleaning up.
+    fn stop_dma(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Becomes readable when whoever lent the device wants it back: the process must then let go of it.
+    fn release_request(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Whether [`Self::reset`] works.
     fn resettable(&self) -> bool;

@@ -15,6 +15,7 @@ mod signal;
 use std::os::fd::OwnedFd;
 
 pub use lines::{Delivery, IrqConfig, Lines};
+pub(crate) use signal::{prepare, signal};
 
 /// The interrupt index of INTx (`VFIO_PCI_INTX_IRQ_INDEX` of linux/vfio.h).
 pub const INTX: u32 = 0;

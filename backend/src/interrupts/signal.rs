@@ -9,7 +9,7 @@
 
 use std::ffi::c_ulong;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use log::{debug, warn};
@@ -24,12 +24,13 @@ const RESFD: u32 = 1;
 static COUNTER: OnceLock<Option<Counter>> = OnceLock::new();
 
 /// Makes what [`signal`] needs, while this process may still.
-pub(super) fn prepare() {
+pub(crate) fn prepare() {
     let _ = COUNTER.get_or_init(Counter::new);
 }
 
 /// Adds one to the client's eventfd. A counter that is full has an event waiting already.
-pub(super) fn signal(eventfd: &OwnedFd) {
+pub(crate) fn signal(eventfd: impl AsFd) {
+    let eventfd = eventfd.as_fd();
     let counted = match COUNTER.get_or_init(Counter::new) {
         Some(counter) => counter.count(eventfd),
         None => write_if_room(eventfd),
@@ -40,8 +41,8 @@ pub(super) fn signal(eventfd: &OwnedFd) {
 }
 
 /// Where the kernel has no asynchronous I/O: only the client's own interrupts may have to wait for it.
-fn write_if_room(eventfd: &OwnedFd) -> io::Result<()> {
-    let mut room = [PollFd::new(eventfd, PollFlags::OUT)];
+fn write_if_room(eventfd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut room = [PollFd::new(&eventfd, PollFlags::OUT)];
     if poll(&mut room, Some(&Timespec::default()))? == 1 {
         rustix::io::write(eventfd, &1_u64.to_ne_bytes())?;
     }
@@ -92,11 +93,11 @@ impl Counter {
             .ok()
     }
 
-    fn count(&self, eventfd: &OwnedFd) -> io::Result<()> {
-        let number = |fd: &OwnedFd| fd.as_fd().as_raw_fd().unsigned_abs();
+    fn count(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().unsigned_abs();
         let mut request = Request {
             opcode: PREAD,
-            file: number(&self.source),
+            file: number(self.source.as_fd()),
             flags: RESFD,
             eventfd: number(eventfd),
             ..Request::default()

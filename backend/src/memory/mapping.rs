@@ -112,6 +112,13 @@ impl Mapping {
         self.size
     }
 
+    /// Where the mapping begins in this process, for the kernel to pin it. The pages stay until this value
+    /// is dropped; whatever they hold may change at any time.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.region.as_ptr().addr() as u64
+    }
+
     /// Part of the memory; `None` if it is not all inside. The caller sees to it that the access is allowed:
     /// it is the protection of the pages.
     #[must_use]

@@ -98,6 +98,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_tgkill,            // abort
         l::SYS_getrlimit,         // limits named in refusals
         l::SYS_prlimit64,         // the same
+        l::SYS_capget,            // kernel device: whether locked memory is limited
         l::SYS_exit,              // end of a thread
         l::SYS_exit_group,        // the end
         l::SYS_unlinkat,          // the socket path

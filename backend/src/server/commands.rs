@@ -32,7 +32,7 @@ use super::session::{MAX_DATA, Negotiated, Refusal, Session, capabilities};
 use super::twin::Twin;
 use crate::device::{ResetCause, region};
 use crate::interrupts::{self, INDEXES};
-use crate::memory::{Access, Backing, MapRequest};
+use crate::memory::{Access, Backing, MapError, MapRequest};
 
 type Done = Result<(), Refusal>;
 
@@ -156,10 +156,11 @@ impl Session {
             if (unmap.address, unmap.size) != (0, 0) {
                 return Err(bad("dma_unmap.address", unmap.address | unmap.size));
             }
-            memory.unmap_all();
+            memory.unmap_all()?;
         } else if let Err(error) = memory.unmap(unmap.address, unmap.size) {
             // The specification wants an exact match; QEMU removes a virtual IOMMU's region in one piece.
-            if memory.unmap_range(unmap.address, unmap.size) == 0 {
+            let inexact = matches!(error, MapError::NotMapped { .. });
+            if !inexact || memory.unmap_range(unmap.address, unmap.size)? == 0 {
                 return Err(error.into());
             }
         }

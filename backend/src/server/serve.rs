@@ -36,6 +36,7 @@ use crate::report::chain;
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
 const FINISHED: u64 = 2;
+const RELEASE: u64 = 3;
 /// Tokens from here on are connections that have not become sessions.
 const WAITING: u64 = 16;
 /// How many of those are kept; one more, and the oldest is closed.
@@ -91,7 +92,8 @@ impl Signals {
     }
 }
 
-/// Serves clients until SIGTERM or SIGINT, or, if the endpoint is one client, until it leaves.
+/// Serves clients until SIGTERM or SIGINT, until the device is wanted back, or, if the endpoint is one
+/// client, until it leaves.
 ///
 /// # Errors
 /// [`ServeError`].
@@ -105,6 +107,9 @@ pub fn serve(
     poller.add(signals.0.as_fd(), SIGNAL)?;
     let finished = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     poller.add(finished.as_fd(), FINISHED)?;
+    if let Some(request) = function.device().release_request() {
+        poller.add(request, RELEASE)?;
+    }
     let mut server = Server {
         function,
         options,
@@ -177,6 +182,11 @@ impl Server<'_> {
                 match (token, &listener) {
                     (SIGNAL, _) => {
                         info!("Ending on a signal");
+                        return Ok(());
+                    }
+                    (RELEASE, _) => {
+                        // The kernel waits, and asks again and again, until the device is closed.
+                        warn!("The kernel wants the device back: ending");
                         return Ok(());
                     }
                     (FINISHED, _) => {

@@ -63,7 +63,7 @@ pub fn print_capabilities() -> serde_json::Value {
     let extension = capabilities().extension.unwrap_or_default();
     serde_json::json!({
         "type": "vfio-user",
-        "features": ["model"],
+        "features": ["kernel", "model"],
         "protocol": { "major": version::MAJOR, "minor": version::MINOR },
         "extensions": { (extension::KEY): extension.features },
     })
