@@ -97,7 +97,12 @@ fn open(options: &Options) -> Result<Option<kernel::Opened>, Error> {
         (None, None) => return Ok(None),
     };
     let adopted = options.device_fd.map(|fd| kernel::adopt(fd, companion));
-    Ok(adopted.transpose()?)
+    let mut adopted = adopted.transpose()?;
+    if let Some(opened) = &mut adopted {
+        let by = format!("whoever handed it over, with the {}", companion.what());
+        opened.device.origin = vec![("opened by", by)];
+    }
+    Ok(adopted)
 }
 
 /// The software GPU.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! VERSION from the client's side: what is offered, what was granted.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Options {
     pub callbacks: Option<Arc<dyn Callbacks>>,
     /// Offer `irq_routes` (needs `callbacks`): the server tells where the guest wants its interrupts.
     pub irq_routes: bool,
+    /// Offer `describe`: the server says what it serves.
+    pub describe: bool,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             timeout: None,
             callbacks: None,
             irq_routes: false,
+            describe: false,
         }
     }
 }
@@ -81,12 +85,31 @@ pub struct Negotiated {
     pub twin_socket: bool,
     /// The server tells interrupt routes.
     pub irq_routes: bool,
+    /// What the server says of its device, for people; empty without `describe`.
+    pub device: BTreeMap<String, String>,
 }
 
 impl Options {
     /// Bytes of data in one message that this side takes.
     pub(crate) fn transfer_limit(&self) -> u32 {
         self.max_data_xfer_size.max(MIN_DATA_XFER_SIZE)
+    }
+
+    fn extension(&self) -> Option<Extension> {
+        let wanted = [
+            (
+                extension::IRQ_ROUTES,
+                self.irq_routes && self.callbacks.is_some(),
+            ),
+            (extension::DESCRIBE, self.describe),
+        ];
+        let wanted = wanted.into_iter().filter(|(_, wanted)| *wanted);
+        let features: Vec<_> = wanted.map(|(name, _)| name.to_owned()).collect();
+        (!features.is_empty()).then(|| Extension {
+            version: extension::VERSION,
+            features,
+            ..Extension::default()
+        })
     }
 
     fn offer(&self) -> Capabilities {
@@ -101,10 +124,7 @@ impl Options {
                 fd_index: None,
             }),
             write_multiple: Some(true),
-            extension: (twin && self.irq_routes).then(|| Extension {
-                version: extension::VERSION,
-                features: vec![extension::IRQ_ROUTES.to_owned()],
-            }),
+            extension: self.extension(),
         }
     }
 }
@@ -155,6 +175,9 @@ pub(crate) fn negotiate(
         write_multiple: answer.write_multiple.unwrap_or(false),
         twin_socket: twin.is_some(),
         irq_routes: twin.is_some() && answer.has_feature(extension::IRQ_ROUTES),
+        device: answer
+            .extension
+            .map_or_else(BTreeMap::new, |extension| extension.device),
     };
     Ok((negotiated, twin))
 }
@@ -249,6 +272,7 @@ mod tests {
             write_multiple: false,
             twin_socket: false,
             irq_routes: false,
+            device: BTreeMap::new(),
         };
         assert_eq!(negotiated("{}"), expected);
     }

@@ -294,6 +294,7 @@ mod tests {
             extension: Some(Extension {
                 version: 1,
                 features: features.iter().copied().map(str::to_owned).collect(),
+                ..Extension::default()
             }),
             ..capabilities()
         };

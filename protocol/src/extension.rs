@@ -4,6 +4,11 @@
 //! The client offers `"x_vfio_user_gpu": {"version": 1, "features": [...]}`; the server answers the
 //! subset it grants, and only then is a feature's command valid. Numbers start at 0x8000.
 //!
+//! ## `describe` (no command)
+//!
+//! The server's answer holds `"device": {"name": "value", ...}` beside the features: what it serves, how it
+//! got it, which policies apply. For people; nothing is to be decided by it.
+//!
 //! ## `irq_routes` (command 0x8000, server to client, on the twin socket)
 //!
 //! Tells where the guest wants each MSI or MSI-X vector delivered, so that a client without PCI code can
@@ -28,6 +33,9 @@ pub const VERSION: u64 = 1;
 pub const KEY: &str = "x_vfio_user_gpu";
 /// The feature that [`IrqRoutes`] belongs to. Needs the twin socket.
 pub const IRQ_ROUTES: &str = "irq_routes";
+
+/// The feature by which the server says in VERSION what it serves: names and values, for people.
+pub const DESCRIBE: &str = "describe";
 
 /// The guest enabled this vector; without it the other fields mean nothing.
 pub const ROUTE_ENABLED: u32 = 1 << 0;

@@ -5,6 +5,8 @@
 //! `{"capabilities": {...}}`. Every key is optional, unknown keys are ignored, and a reply holds only keys
 //! that were offered.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -58,6 +60,8 @@ pub struct Extension {
     pub version: u64,
     /// What is offered, or granted.
     pub features: Vec<String>,
+    /// With [`extension::DESCRIBE`]: what the server says of its device.
+    pub device: BTreeMap<String, String>,
 }
 
 /// What one side says of itself. `None` is a key that is not there.
@@ -178,6 +182,12 @@ impl Capabilities {
                         .collect(),
                     Some(_) => return Err(bad("features", "not an array")),
                 },
+                device: object(extension, "device")?.map_or_else(BTreeMap::new, |device| {
+                    let text = |(key, value): (&String, &Value)| {
+                        Some((key.clone(), value.as_str()?.to_owned()))
+                    };
+                    device.iter().filter_map(text).collect()
+                }),
             }),
         };
         Ok(Self {
@@ -215,10 +225,19 @@ impl Capabilities {
         put("twin_socket", twin);
         put("write_multiple", self.write_multiple.map(Value::from));
         let extension = self.extension.as_ref();
-        put(
-            extension::KEY,
-            extension.map(|e| json!({ "version": e.version, "features": e.features })),
-        );
+        let extension = extension.map(|extension| {
+            let Extension {
+                version,
+                features,
+                device,
+            } = extension;
+            if device.is_empty() {
+                json!({ "version": version, "features": features })
+            } else {
+                json!({ "version": version, "features": features, "device": device })
+            }
+        });
+        put(extension::KEY, extension);
         let mut payload = version.as_bytes().to_vec();
         payload.extend_from_slice(json!({ "capabilities": keys }).to_string().as_bytes());
         payload.push(0);
@@ -262,6 +281,7 @@ impl Capabilities {
                     Extension {
                         version: extension::VERSION,
                         features: theirs.features.iter().filter(known).cloned().collect(),
+                        device: BTreeMap::new(),
                     }
                 });
         Ok(Self {
@@ -336,7 +356,8 @@ mod tests {
             write_multiple: Some(true),
             extension: Some(Extension {
                 version: 1,
-                features: vec![extension::IRQ_ROUTES.into()],
+                features: vec![extension::IRQ_ROUTES.into(), extension::DESCRIBE.into()],
+                device: BTreeMap::new(),
             }),
         }
     }
@@ -414,6 +435,18 @@ mod tests {
             !answer.twin_socket.unwrap().supported,
             "nowhere to put the descriptor"
         );
+    }
+
+    #[test]
+    fn a_description_survives() {
+        let text = r#"{"capabilities":{"x_vfio_user_gpu":{"version":1,"features":["describe"]}}}"#;
+        let mut answer = ours().answer(&parse(text).unwrap()).unwrap();
+        assert!(answer.has_feature(extension::DESCRIBE));
+        let device = [("driver", "vfio-pci"), ("name", "0000:01:00.0")];
+        let device = device.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        answer.extension.as_mut().unwrap().device = device.into();
+        let payload = answer.encode(Version::default());
+        assert_eq!(decode(&payload).unwrap().1, answer);
     }
 
     #[test]

@@ -78,12 +78,13 @@ fn info_reads_like_lspci() {
         "MSI-X: Enable- Count=8 Masked-",
         "Vector table: BAR=4 offset=00002000",
         "FLReset+",
+        "name: model GPU, 64 MiB",
     ] {
         assert!(text.contains(expected), "no \"{expected}\" in:\n{text}");
     }
     backend.wait_until_left(1);
     let report = json(&ctl(&["info", "--json", socket]));
-    assert!(report.is_object(), "{report:#}");
+    assert_eq!(report["backend"]["name"], "model GPU, 64 MiB", "{report:#}");
     backend.wait_until_left(2);
 
     let _occupied = backend.attach();

@@ -127,6 +127,11 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// A short name for people, such as `model GPU, 64 MiB`.
     fn name(&self) -> String;
 
+    /// What people may want to know of it: names and values.
+    fn description(&self) -> Vec<(&'static str, String)> {
+        vec![("name", self.name())]
+    }
+
     /// The power-on config space of the device, which the composition starts from.
     fn config_space(&self) -> ConfigSpace;
 

@@ -85,7 +85,8 @@ impl Session {
         if version.major != MAJOR {
             return Err(bad("version.major", version.major.into()));
         }
-        let answer = capabilities().answer(offer)?;
+        let mut answer = capabilities().answer(offer)?;
+        self.describe(&mut answer);
         // Minor 0 is below whatever was proposed.
         let agreed = Version {
             major: MAJOR,
@@ -105,6 +106,16 @@ impl Session {
         });
         self.greet(agreed, &answer);
         Ok(())
+    }
+
+    /// Adds what people may want to know of the device, where it was asked for.
+    fn describe(&self, answer: &mut Capabilities) {
+        let wanted = answer.has_feature(extension::DESCRIBE);
+        if let Some(extension) = answer.extension.as_mut().filter(|_| wanted) {
+            let device = self.function.device().description();
+            let text = |(key, value): (&str, String)| (key.to_owned(), value);
+            extension.device = device.into_iter().map(text).collect();
+        }
     }
 
     fn open_twin(&mut self, max_data: usize) -> Done {

@@ -52,7 +52,11 @@ pub fn capabilities() -> Capabilities {
         write_multiple: Some(true),
         extension: Some(Extension {
             version: extension::VERSION,
-            features: vec![extension::IRQ_ROUTES.to_owned()],
+            features: vec![
+                extension::IRQ_ROUTES.to_owned(),
+                extension::DESCRIBE.to_owned(),
+            ],
+            ..Extension::default()
         }),
     }
 }

@@ -66,6 +66,7 @@ impl Peer {
             extension: Some(Extension {
                 version: extension::VERSION,
                 features: vec![extension::IRQ_ROUTES.to_owned()],
+                ..Extension::default()
             }),
             ..Capabilities::default()
         };

@@ -32,7 +32,14 @@ pub fn info() -> Outcome {
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     say(&text);
-    if !output.status.success() || !text.contains("1234:11e8") {
+    let described = [
+        "1234:11e8",
+        "driver: vfio-pci",
+        "IOMMU group: ",
+        "opened by: /dev/vfio/",
+        "BAR handoff: auto: ",
+    ];
+    if !output.status.success() || !described.iter().all(|part| text.contains(part)) {
         let errors = String::from_utf8_lossy(&output.stderr);
         return Err(format!("vfio-user-ctl: {}, {errors}", output.status).into());
     }

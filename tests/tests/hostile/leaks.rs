@@ -33,6 +33,7 @@ fn with_twin() -> Capabilities {
         extension: Some(Extension {
             version: 1,
             features: vec![extension::IRQ_ROUTES.to_owned()],
+            ..Extension::default()
         }),
         ..Capabilities::default()
     }

@@ -37,6 +37,7 @@ fn offer(max_data: Option<u64>, routes: bool) -> Capabilities {
         extension: routes.then(|| Extension {
             version: 1,
             features: vec![extension::IRQ_ROUTES.to_owned()],
+            ..Extension::default()
         }),
         ..Capabilities::default()
     }

@@ -5,6 +5,7 @@
 //! mapping them (`MSIX_MAPPABLE`): they are composed, and a guest that wrote the device's own table would
 //! program nothing.
 
+use std::fmt;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
@@ -31,6 +32,18 @@ pub enum BarHandoff {
     DeviceFd,
     /// Every access is a message.
     None,
+}
+
+impl fmt::Display for BarHandoff {
+    /// The option's value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Dmabuf => "dmabuf",
+            Self::DeviceFd => "device-fd",
+            Self::None => "none",
+        })
+    }
 }
 
 /// One BAR that the client may map.

@@ -105,6 +105,8 @@ pub struct OpenDevice {
     pub group: Option<Group>,
     /// For people, such as `0000:01:00.0`.
     pub name: String,
+    /// How it was come by, for people: names and values.
+    pub origin: Vec<(&'static str, String)>,
 }
 
 /// A device of the kernel's VFIO.
@@ -113,6 +115,8 @@ pub struct KernelDevice {
     vfio: Vfio,
     group: Option<Group>,
     name: String,
+    origin: Vec<(&'static str, String)>,
+    handoff: BarHandoff,
     regions: Vec<RegionDetail>,
     config: ConfigSpace,
     irqs: Irqs,
@@ -127,7 +131,12 @@ impl KernelDevice {
     /// # Errors
     /// [`KernelError`].
     pub fn new(open: OpenDevice, handoff: BarHandoff) -> Result<Self, KernelError> {
-        let OpenDevice { file, group, name } = open;
+        let OpenDevice {
+            file,
+            group,
+            name,
+            origin,
+        } = open;
         let vfio = Vfio::new(file);
         let info = vfio.info().map_err(KernelError::request("Information"))?;
         if !info.pci {
@@ -150,6 +159,8 @@ impl KernelDevice {
             vfio,
             group,
             name,
+            origin,
+            handoff,
             regions,
             config,
             irqs,
@@ -318,6 +329,17 @@ fn msix_windows(config: &ConfigSpace, index: u32) -> Vec<Range<u64>> {
 impl Device for KernelDevice {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn description(&self) -> Vec<(&'static str, String)> {
+        let mapped = self.handed.iter().flatten().count();
+        let handed_over = match (mapped, self.handoff) {
+            (0, policy) => format!("{policy}: BARs are trapped"),
+            (count, policy) => format!("{policy}: {count} BARs are mapped"),
+        };
+        let mut description = vec![("name", self.name()), ("BAR handoff", handed_over)];
+        description.extend(self.origin.iter().cloned());
+        description
     }
 
     fn config_space(&self) -> ConfigSpace {

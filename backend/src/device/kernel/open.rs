@@ -67,13 +67,24 @@ pub enum Companion {
     Container(RawFd),
 }
 
+impl Companion {
+    /// Its word for people.
+    #[must_use]
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Iommufd(_) => "iommufd",
+            Self::Container(_) => "container",
+        }
+    }
+}
+
 /// Opens a device by name.
 ///
 /// # Errors
 /// [`OpenError`].
 pub fn open(roots: &Roots, text: &str, token: Option<&VfToken>) -> Result<Opened, OpenError> {
     let found = roots.find(text)?;
-    let opened = match &found.route {
+    let mut opened = match &found.route {
         Route::Cdev { cdev, iommu } => open_cdev(&found, cdev, iommu, token)?,
         Route::Group { node, container } => open_group(&found, node, container, token)?,
     };
@@ -86,6 +97,11 @@ pub fn open(roots: &Roots, text: &str, token: Option<&VfToken>) -> Result<Opened
         }
     };
     info!("Opened {name} by {by} (driver {driver}, IOMMU group {group})");
+    opened.device.origin = vec![
+        ("opened by", by),
+        ("driver", driver.into()),
+        ("IOMMU group", group.to_string()),
+    ];
     Ok(opened)
 }
 
@@ -113,6 +129,7 @@ fn attach(name: &str, device: OwnedFd, iommufd: OwnedFd, pins: bool) -> Result<O
         file: Arc::new(KernelFile::new(device)),
         group: None,
         name: name.into(),
+        origin: Vec::new(),
     };
     let iommu = Arc::new(HostIommu::new(Box::new(ioas), pins));
     Ok(Opened { device, iommu })
@@ -153,6 +170,7 @@ fn open_group(
             fd: group,
         }),
         name: name.clone(),
+        origin: Vec::new(),
     };
     let translator = Box::new(Container::new(container_fd));
     let iommu = Arc::new(HostIommu::new(translator, !found.mediated));
@@ -201,6 +219,7 @@ pub fn adopt(device: RawFd, companion: Companion) -> Result<Opened, OpenError> {
                 file,
                 group: None,
                 name,
+                origin: Vec::new(),
             };
             Ok(Opened { device, iommu })
         }

@@ -86,6 +86,7 @@ fn device_with(
         file: Arc::clone(&fake) as _,
         group: None,
         name: "0000:01:00.0".into(),
+        origin: Vec::new(),
     };
     let device = KernelDevice::new(open, handoff);
     (fake, device)

@@ -85,6 +85,7 @@ impl Target {
     pub fn connect(&self) -> Result<Client, Error> {
         let options = Options {
             timeout: Some(Duration::from_secs(self.timeout)),
+            describe: true,
             ..Options::default()
         };
         Client::connect(&self.socket, options)

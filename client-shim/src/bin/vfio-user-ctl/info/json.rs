@@ -21,6 +21,7 @@ pub fn render(report: &Report) -> Value {
             "supported": report.migration.is_some(),
             "flags": report.migration.as_deref().unwrap_or_default(),
         },
+        "backend": negotiated.device,
         "negotiated": {
             "max_data_xfer_size": negotiated.max_data_xfer_size,
             "max_msg_fds": negotiated.max_msg_fds,

@@ -20,6 +20,13 @@ pub fn render(report: &Report) -> String {
         None if report.is_pci => line!(out, "PCI device without config space"),
         None => line!(out, "Device that is not PCI"),
     }
+    if !report.negotiated.device.is_empty() {
+        line!(out, "Backend:");
+    }
+    for (name, value) in &report.negotiated.device {
+        // The server's words: nothing in them may reach the terminal as it is.
+        line!(out, "\t{}: {}", name.escape_debug(), value.escape_debug());
+    }
     line!(out, "Regions:");
     for region in &report.regions {
         line!(
