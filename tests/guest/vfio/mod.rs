@@ -53,6 +53,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-backend-killed" => lifecycle::backend_killed,
         "owner-model" => access::model,
         "owner-info" => access::info,
+        "owner-map-speed" => dma::speed,
         "owner-speed" => access::speed,
         "owner-qemu" => vmm::qemu,
         "owner-readme" => readme::real_host,

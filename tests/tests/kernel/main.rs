@@ -75,6 +75,7 @@ boot! {
     "owner-bad-maps" bad_maps_are_refused_with_their_errno
     "owner-info" vfio_user_ctl_describes_it
     "owner-speed" accesses_are_timed_beside_the_kernel_s
+    "owner-map-speed" maps_are_timed_beside_the_kernel_s
 }
 
 boot! {
