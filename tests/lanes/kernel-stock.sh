@@ -6,7 +6,7 @@ lane_kernel_stock() { kernel_lane vfio-kernel; }
 # kernel_lane COMPONENT: the tests in tests/tests/kernel/ with that kernel.
 kernel_lane() {
     local only=()
-    prepare "$1" qemu || return
+    prepare "$1" qemu busybox || return
     local help
     if [ -n "${VFIO_USER_GPU_STATIC:-}" ]; then
         help=$("$VFIO_USER_GPU_STATIC" --help)
@@ -20,6 +20,7 @@ kernel_lane() {
     fi
     QEMU_VFIO_USER=${QEMU_VFIO_USER:-${PREPARED[qemu]}/run} \
         VFIO_USER_GPU_QEMU_TREE=${PREPARED[qemu]} \
+        VFIO_USER_GPU_BUSYBOX=${PREPARED[busybox]}/busybox \
         VFIO_USER_GPU_VFIO_KERNEL=${PREPARED[$1]} \
         cargo_tests --package system-tests --test kernel -- --ignored --nocapture "${only[@]}"
 }

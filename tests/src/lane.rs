@@ -36,6 +36,12 @@ pub fn vfio_kernel() -> PathBuf {
     from_environment("VFIO_USER_GPU_VFIO_KERNEL")
 }
 
+/// A shell and its usual commands in one static program.
+#[track_caller]
+pub fn busybox() -> PathBuf {
+    from_environment("VFIO_USER_GPU_BUSYBOX")
+}
+
 #[track_caller]
 fn from_environment(name: &str) -> PathBuf {
     let Some(path) = env::var_os(name).map(PathBuf::from) else {

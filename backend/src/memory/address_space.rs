@@ -226,8 +226,8 @@ impl AddressSpace {
         removed.map(drop).ok_or(not_mapped)
     }
 
-    /// Releases every map that lies wholly inside the range, and says how many. A range that wraps is taken
-    /// to end at 2^64; one that cuts through a map leaves that map.
+    /// Releases every map in the range, and says how many. A range that wraps is taken to end at 2^64; one
+    /// that cuts through a map releases nothing: the device would still reach part of it.
     ///
     /// QEMU sends such a range when it removes the memory region of a virtual IOMMU.
     ///
@@ -239,13 +239,16 @@ impl AddressSpace {
         };
         let last = iova.saturating_add(tail);
         let mut state = self.state_mut();
-        // Of the maps that begin in the range only the last can reach beyond it.
-        let inside: Vec<u64> = state
-            .maps
-            .range(iova..=last)
-            .filter(|(_, map)| map.last <= last)
-            .map(|(&start, _)| start)
-            .collect();
+        // Maps do not overlap: only one that holds an end of the range can be cut.
+        let cut = [iova.checked_sub(1), Some(last)]
+            .into_iter()
+            .flatten()
+            .filter_map(|edge| Some((edge, state.containing(edge)?.1)))
+            .any(|(edge, map)| map.last > edge);
+        if cut {
+            return Ok(0);
+        }
+        let inside: Vec<u64> = state.maps.range(iova..=last).map(|map| *map.0).collect();
         let (removed, outcome) = self.release_each(&mut state, &inside);
         drop(state);
         outcome.map(|()| removed.len())

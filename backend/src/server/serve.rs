@@ -262,6 +262,7 @@ impl Server<'_> {
         match &self.session {
             None => self.attach(client.stream)?,
             Some(session) if session.is_ending() => {
+                session.closer.close_twin();
                 client.spoken = true;
                 self.waiting.push_back(client);
             }

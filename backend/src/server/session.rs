@@ -179,6 +179,11 @@ impl Closer {
     /// Ends every wait of the session for its client.
     pub(super) fn close(&self) {
         let _ = self.main.shutdown(Shutdown::Both);
+        self.close_twin();
+    }
+
+    /// Ends the waits for answers on the twin socket: its other end may outlive the client.
+    pub(super) fn close_twin(&self) {
         if let Some(twin) = self.twin.get() {
             twin.close();
         }

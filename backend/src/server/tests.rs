@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -84,20 +85,46 @@ fn function_of(model: impl FnOnce(ModelGpu) -> Arc<dyn Device>) -> Arc<Function>
     Arc::new(Function::new(model(gpu), memory))
 }
 
-#[test]
-fn routes_of_a_kept_device_are_told_once_the_client_has_the_twin_socket() {
+/// A device with MSI-X enabled, as an earlier guest left it with --on-disconnect keep.
+fn kept_function() -> Arc<Function> {
     let function = function_of(|gpu| Arc::new(gpu));
     let config = function.device().config_space();
     let mut capabilities = config.capabilities();
     let (_, msix) = capabilities
         .find(|(id, _)| *id == PCI_CAP_ID_MSIX)
         .expect("MSI-X");
-    // What an earlier guest left, as with --on-disconnect keep.
     let command = PCI_COMMAND.into();
     function.write(region::CONFIG, command, &[6, 0]).unwrap();
     let control = u64::from(msix) + 3;
     function.write(region::CONFIG, control, &[0x80]).unwrap();
+    function
+}
 
+/// Serves at a path in a folder of its own; how serving ended.
+fn serve_at(
+    path: &Path,
+    function: Arc<Function>,
+    reset_on_disconnect: bool,
+) -> mpsc::Receiver<Result<(), ServeError>> {
+    let listener = UnixListener::bind(path).unwrap();
+    let (result, served) = mpsc::channel();
+    thread::spawn(move || {
+        let options = ServeOptions {
+            reset_on_disconnect,
+            allowed_uids: Vec::new(),
+        };
+        let signals = Signals::catch().unwrap();
+        let endpoint = Endpoint::Listening(listener.into());
+        let served = serve(endpoint, &signals, &function, &options);
+        // Nobody asks where serving is not to end.
+        let _ = result.send(served);
+    });
+    served
+}
+
+#[test]
+fn routes_of_a_kept_device_are_told_once_the_client_has_the_twin_socket() {
+    let function = kept_function();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (session, receiver) = Session::new(function, ours, false).unwrap();
     let session = thread::spawn(move || session.run(receiver));
@@ -110,6 +137,21 @@ fn routes_of_a_kept_device_are_told_once_the_client_has_the_twin_socket() {
     // Gone without an answer: the session ends all the same.
     drop((client, twin));
     session.join().unwrap().unwrap();
+}
+
+#[test]
+fn the_next_client_need_not_wait_for_the_twin_socket_of_one_that_has_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _served = serve_at(&path, kept_function(), false);
+    let mut first = Peer::new(UnixStream::connect(&path).unwrap());
+    let mut twin = first.negotiate_twin();
+    twin.next().expect("the routes");
+    drop(first);
+    let version = Capabilities::default().encode(Version::default());
+    let mut next = Peer::new(UnixStream::connect(&path).unwrap());
+    assert_eq!(next.call(Command::Version, &version).0.error(), None);
+    assert!(twin.next().is_none(), "closed without an answer");
 }
 
 /// A model GPU that cannot be reset.
@@ -175,18 +217,7 @@ fn a_device_that_cannot_be_reset_is_not_served_to_the_next_client() {
     let function = function_of(|gpu| Arc::new(Stuck(gpu)));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
-    let listener = UnixListener::bind(&path).unwrap();
-    let (result, served) = mpsc::channel();
-    thread::spawn(move || {
-        let options = ServeOptions {
-            reset_on_disconnect: true,
-            allowed_uids: Vec::new(),
-        };
-        let signals = Signals::catch().unwrap();
-        let endpoint = Endpoint::Listening(listener.into());
-        let served = serve(endpoint, &signals, &function, &options);
-        result.send(served).unwrap();
-    });
+    let served = serve_at(&path, function, true);
     let version = Capabilities::default().encode(Version::default());
     let mut first = Peer::new(UnixStream::connect(&path).unwrap());
     assert_eq!(first.call(Command::Version, &version).0.error(), None);

@@ -75,9 +75,8 @@ impl Launch {
 
     /// Starts it listening on [`SOCKET`].
     pub fn listen(mut self) -> Result<Listening, Box<dyn Error>> {
-        self.command.stderr(File::create(LOG)?).stdin(Stdio::null());
-        let child = self.command.args(["--socket-path", SOCKET]).spawn()?;
-        Ok(Listening { child })
+        self.command.args(["--socket-path", SOCKET]);
+        Listening::start(self.command, SOCKET)
     }
 
     /// Starts it where it must refuse, and returns the one line in which it says why.
@@ -109,13 +108,28 @@ impl Launch {
 /// A running backend that takes one client after another.
 pub struct Listening {
     child: Child,
+    socket: &'static str,
 }
 
 impl Listening {
+    /// Starts the backend by `command`, which has it listen on `socket`.
+    pub fn start(mut command: Command, socket: &'static str) -> Result<Self, Box<dyn Error>> {
+        let child = command
+            .stderr(File::create(LOG)?)
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Self { child, socket })
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next client, once the backend listens and has done with the one before.
     pub fn connect(&mut self) -> Result<Client, Box<dyn Error>> {
         loop {
-            let error = match Client::connect(SOCKET, Options::default()) {
+            let error = match Client::connect(self.socket, Options::default()) {
                 Ok(client) => return Ok(client),
                 Err(error) => error,
             };
@@ -177,17 +191,6 @@ impl Backend {
                 .parse::<u64>()?;
         }
         Ok(sum)
-    }
-
-    /// Its user ids: real, effective, saved, file system.
-    pub fn users(&self) -> Result<String, Box<dyn Error>> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-        Ok(line
-            .ok_or("no user ids")?
-            .split_ascii_whitespace()
-            .collect::<Vec<_>>()
-            .join(" "))
     }
 
     /// What it wrote so far.

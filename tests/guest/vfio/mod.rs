@@ -17,6 +17,7 @@ mod pci;
 mod places;
 mod privileges;
 mod probe;
+mod readme;
 mod vmm;
 
 pub use lifecycle::{HOLD_DMA, hold_dma};
@@ -54,6 +55,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-info" => access::info,
         "owner-speed" => access::speed,
         "owner-qemu" => vmm::qemu,
+        "owner-readme" => readme::real_host,
         "owner-launcher" => privileges::launcher,
         "owner-user" => privileges::user,
         "owner-memlock" => privileges::memlock,

@@ -102,9 +102,10 @@ boot! {
 
 boot! {
     /// Few rights.
-    privileges: owner();
+    privileges: owner().file("bin/busybox", lane::busybox());
     "owner-launcher" descriptors_are_handed_to_an_ordinary_user
     "owner-user" root_is_given_up_for_good
+    "owner-readme" the_readme_s_section_for_a_real_host_works_word_for_word
     "owner-memlock" a_map_past_memlock_is_refused_with_the_figures
 }
 
