@@ -18,6 +18,7 @@ mod places;
 mod privileges;
 mod probe;
 mod readme;
+mod routes;
 mod vmm;
 
 pub use lifecycle::{HOLD_DMA, hold_dma};
@@ -47,6 +48,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-msi" => interrupts::msi,
         "owner-msix" => interrupts::msix,
         "owner-intx" => interrupts::intx,
+        "owner-routes" => routes::msix,
         "owner-resets" => lifecycle::resets,
         "owner-unplug" => lifecycle::unplug,
         "owner-client-killed" => lifecycle::client_killed,
