@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::warn;
+use log::debug;
 use vfio_user_protocol::extension::IrqRoute;
 
 use crate::device::{Device, Error, Region, ResetCause, region};
@@ -282,7 +282,8 @@ impl Function {
         let mut bytes = vec![0; state.config.bytes().len()];
         match self.device.read_config(0, &mut bytes) {
             Ok(()) => state.config.refresh(&bytes),
-            Err(error) => warn!("Config space not read again: {}", chain(&error)),
+            // A guest can provoke this line; who asked for the change hears of the device's state anyway.
+            Err(error) => debug!("Config space not read again: {}", chain(&error)),
         }
     }
 
@@ -305,6 +306,8 @@ impl Function {
         let done = if reset {
             self.reset_locked(&mut state, ResetCause::Disconnect)
         } else {
+            // Bus mastering went off behind the composition's back.
+            self.refresh(&mut state);
             self.update_interrupts(&mut state);
             Ok(())
         };

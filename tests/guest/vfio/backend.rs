@@ -65,9 +65,14 @@ impl Launch {
     }
 
     /// Starts it with a connection that only we have.
-    pub fn attach(mut self) -> Result<Backend, Box<dyn Error>> {
+    pub fn attach(self) -> Result<Backend, Box<dyn Error>> {
+        self.attach_with(Options::default())
+    }
+
+    /// The same, as a client that offers this.
+    pub fn attach_with(mut self, options: Options) -> Result<Backend, Box<dyn Error>> {
         self.command.stderr(File::create(LOG)?);
-        match spawn(self.command, Options::default()) {
+        match spawn(self.command, options) {
             Ok(spawned) => Ok(Backend { spawned }),
             Err(error) => Err(format!("{}; it said: {}", chain(&error), last_words()).into()),
         }

@@ -7,12 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::fs::{FallocateFlags, fallocate};
 use system_tests::pci;
 use vfio_user_client::Access;
 
 use super::{
     backend::{Backend, Device, Launch, chain},
     edu::{self, BUFFER, Direction},
+    kernel::OpenDevice,
     memory::SharedMemory,
     pci::Function,
     places::{EDU, IOVA, UNMAPPED_IOVA},
@@ -82,6 +84,41 @@ pub fn not_mapped() -> Outcome {
         false,
         "guest memory in the backend although iommufd is there"
     );
+    Ok(())
+}
+
+/// How long guest memory takes to be mapped through the socket and by bare ioctls, in pieces of a huge page and as one.
+/// Told, not judged; 256 MiB, since the machine has not much more.
+pub fn speed() -> Outcome {
+    const SIZE: u64 = 256 << 20;
+    const PIECE: u64 = 2 << 20;
+    let function = Function::at(EDU)?;
+    function.bind_to_vfio()?;
+    let memory = SharedMemory::new(usize::try_from(SIZE)?)?;
+    // Present, so that making pages is in neither time.
+    fallocate(memory.fd(), FallocateFlags::empty(), 0, SIZE)?;
+    for piece in [PIECE, SIZE] {
+        let mut times = [0.0; 2];
+        let backend = Launch::on(&function)?.attach()?;
+        let start = Instant::now();
+        for offset in (0..SIZE / piece).map(|index| index * piece) {
+            map(&backend, offset, piece, Access::ReadWrite, &memory, offset)?;
+        }
+        times[0] = start.elapsed().as_secs_f64() * 1e3;
+        drop(backend);
+        let device = OpenDevice::open(&function)?;
+        let start = Instant::now();
+        for offset in (0..SIZE / piece).map(|index| index * piece) {
+            device.map(offset, memory.address() + offset, piece)?;
+        }
+        times[1] = start.elapsed().as_secs_f64() * 1e3;
+        say(&format!(
+            "milliseconds to map 256 MiB in pieces of {} MiB, socket / ioctl: {:.1} / {:.1}",
+            piece >> 20,
+            times[0],
+            times[1]
+        ));
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod places;
 mod privileges;
 mod probe;
 mod readme;
+mod routes;
 mod vmm;
 
 pub use lifecycle::{HOLD_DMA, hold_dma};
@@ -47,12 +48,14 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-msi" => interrupts::msi,
         "owner-msix" => interrupts::msix,
         "owner-intx" => interrupts::intx,
+        "owner-routes" => routes::msix,
         "owner-resets" => lifecycle::resets,
         "owner-unplug" => lifecycle::unplug,
         "owner-client-killed" => lifecycle::client_killed,
         "owner-backend-killed" => lifecycle::backend_killed,
         "owner-model" => access::model,
         "owner-info" => access::info,
+        "owner-map-speed" => dma::speed,
         "owner-speed" => access::speed,
         "owner-qemu" => vmm::qemu,
         "owner-readme" => readme::real_host,

@@ -75,6 +75,7 @@ boot! {
     "owner-bad-maps" bad_maps_are_refused_with_their_errno
     "owner-info" vfio_user_ctl_describes_it
     "owner-speed" accesses_are_timed_beside_the_kernel_s
+    "owner-map-speed" maps_are_timed_beside_the_kernel_s
 }
 
 boot! {
@@ -83,6 +84,7 @@ boot! {
     "owner-msi" msi_passes_a_sleeping_backend
     "owner-msix" msix_passes_a_sleeping_backend_vector_by_vector
     "owner-intx" intx_is_masked_by_its_arrival
+    "owner-routes" a_client_without_pci_knowledge_gets_msix_by_the_guest_s_table
 }
 
 boot! {

@@ -383,7 +383,7 @@ impl Irqs {
                 *slot = None;
             }
             if let Err(errno) = self.disarm(state, index) {
-                warn!("Interrupt index {index} not switched off: {errno}");
+                self.complain("An interrupt index is not switched off", errno);
                 // Whatever the kernel thinks, the next client starts from nothing.
                 state.set_armed(index, None);
             }

@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use log::{debug, warn};
+use log::debug;
 use rustix::io::Errno;
 
 use super::vfio::Vfio;
@@ -99,7 +99,7 @@ impl Ladder {
             match done {
                 Ok(()) => return Ok(()),
                 Err(errno) => {
-                    warn!("{rung:?} reset of the device: {errno}");
+                    debug!("{rung:?} reset of the device: {errno}");
                     last = errno;
                 }
             }

@@ -410,3 +410,13 @@ fn a_config_space_that_is_a_byte_short_is_filled_up() {
     function.read(region::CONFIG, 255, &mut all[..1]).unwrap();
     assert_eq!(all[0], 0);
 }
+
+#[test]
+fn a_device_that_is_kept_does_no_dma() {
+    let (_fake, function) = function();
+    function.write(region::CONFIG, 4, &[6, 0]).unwrap();
+    function.disconnect(false).unwrap();
+    let mut command = [0; 2];
+    function.read(region::CONFIG, 4, &mut command).unwrap();
+    assert_eq!(command, [2, 0], "no bus mastering");
+}
