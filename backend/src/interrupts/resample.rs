@@ -7,11 +7,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
-use log::warn;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::poller::Poller;
+use crate::ratelimit::peer_log;
 
 const STOP: u64 = 0;
 const FIRED: u64 = 1;
@@ -43,7 +43,7 @@ impl Watcher {
                         _ => stopped = true,
                     });
                     if let Err(error) = waited {
-                        warn!("INTx unmask eventfd no longer watched: {error}");
+                        peer_log!(Warn, "INTx unmask eventfd no longer watched: {error}");
                         stopped = true;
                     }
                 }
@@ -70,13 +70,14 @@ fn drain(watched: &OwnedFd, fired: &mut impl FnMut()) -> bool {
         }
         Err(Errno::AGAIN | Errno::INTR) => true,
         Ok(length) => {
-            warn!(
+            peer_log!(
+                Warn,
                 "INTx unmask descriptor gave {length} bytes: not an eventfd, ignored from now on"
             );
             false
         }
         Err(error) => {
-            warn!("INTx unmask eventfd no longer watched: {error}");
+            peer_log!(Warn, "INTx unmask eventfd no longer watched: {error}");
             false
         }
     }
