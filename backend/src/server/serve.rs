@@ -238,6 +238,8 @@ impl Server<'_> {
         match &self.session {
             None => self.attach(client.stream)?,
             Some(session) if session.is_ending() => {
+                // Whoever holds the other end of its twin socket must not keep the newcomer waiting.
+                session.closer.close();
                 client.spoken = true;
                 self.waiting.push_back(client);
             }
