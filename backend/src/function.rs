@@ -3,14 +3,17 @@
 //!
 //! What the guest writes to them is acted upon here, and the device is told only what concerns it.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use log::warn;
 use vfio_user_protocol::extension::IrqRoute;
 
 use crate::device::{Device, Error, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
 use crate::memory::AddressSpace;
-use crate::pci::{Changes, ConfigSpace, MsixState, MsixTable, PowerState};
+use crate::pci::{BarState, Changes, ConfigSpace, MsixState, MsixTable, PowerState};
+use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
 
 /// A device, composed.
@@ -111,11 +114,11 @@ impl Function {
             return self.read_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
-        if index > region::BAR5 {
+        let state = self.state();
+        if index > region::BAR5 && (state.decodes(index) || !state.config.is_live()) {
             return self.device.read(index, offset, data);
         }
-        let state = self.state();
-        if !state.decodes() {
+        if !state.decodes(index) {
             // What a bus answers when nobody claims the address.
             data.fill(0xff);
             return Ok(());
@@ -149,11 +152,11 @@ impl Function {
             return self.write_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
-        if index > region::BAR5 {
+        let mut state = self.state();
+        if index > region::BAR5 && (state.decodes(index) || !state.config.is_live()) {
             return self.device.write(index, offset, data);
         }
-        let mut state = self.state();
-        if !state.decodes() {
+        if !state.decodes(index) {
             return Ok(());
         }
         let mut rest = data;
@@ -178,8 +181,10 @@ impl Function {
     }
 
     fn check_range(&self, index: u32, offset: u64, length: usize) -> Result<(), Error> {
+        let size = self.device.region(index).size;
         let end = offset.checked_add(length as u64);
-        if end.is_none_or(|end| end > self.device.region(index).size) {
+        // A region that is not there takes no access, not even an empty one.
+        if size == 0 || end.is_none_or(|end| end > size) {
             return Err(out_of_range(index, offset, length));
         }
         Ok(())
@@ -197,6 +202,15 @@ impl Function {
                 .fold(0, |bits, vector| bits | 1 << vector);
             state.config.set_msi_pending(pending);
         }
+        if state.config.is_live() {
+            check_end(offset, data.len(), state.config.bytes().len())?;
+            self.device.read_config(offset, data)?;
+            let length = data.len();
+            return state
+                .config
+                .compose_over(offset, data)
+                .map_err(|_| out_of_range(region::CONFIG, offset, length));
+        }
         let length = data.len();
         state
             .config
@@ -206,12 +220,21 @@ impl Function {
 
     fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         let mut state = self.state();
+        if state.config.is_live() {
+            check_end(offset, data.len(), state.config.bytes().len())?;
+            let forwarded = state.config.without_flr(offset, data);
+            self.device.write_config(offset, &forwarded)?;
+        }
         let changes = state
             .config
             .write(offset, data)
             .map_err(|_| out_of_range(region::CONFIG, offset, data.len()))?;
         if changes.flr() {
             return self.reset_locked(&mut state, ResetCause::FunctionLevel);
+        }
+        if changes.power_state() {
+            // Waking up may have reset the function, and the kernel puts back what it sees fit.
+            self.refresh(&mut state);
         }
         let interrupts = [
             Changes::COMMAND,
@@ -246,22 +269,39 @@ impl Function {
         if let Some((_, table)) = &mut state.msix {
             table.reset();
         }
+        self.refresh(state);
         self.update_interrupts(state);
         done
     }
 
-    /// The client is gone: interrupts off, bus mastering off, its memory gone, and then the device is reset
-    /// if asked for.
+    /// Reads what is the device's own again, after something changed it behind the guest's back.
+    fn refresh(&self, state: &mut State) {
+        if !state.config.is_live() {
+            return;
+        }
+        let mut bytes = vec![0; state.config.bytes().len()];
+        match self.device.read_config(0, &mut bytes) {
+            Ok(()) => state.config.refresh(&bytes),
+            Err(error) => warn!("Config space not read again: {}", chain(&error)),
+        }
+    }
+
+    /// The client is gone: bus mastering off, interrupts off, its memory gone, and then the device is reset
+    /// if asked for, in that order. Every step is taken, whatever an earlier one says.
     ///
     /// # Errors
-    /// What the device says of the reset.
+    /// What the device says, of the reset first.
     pub fn disconnect(&self, reset: bool) -> Result<(), Error> {
         let mut state = self.state();
         state.routes.set_sink(None);
         state.delivery = Delivery::default();
+        let stopped = self.device.stop_dma();
         self.device.release_irqs();
         self.device.set_irq_config(IrqConfig::default());
-        self.memory.clear();
+        let unmapped = self.memory.clear().map_err(|error| Error::Io {
+            what: "Guest memory stays mapped",
+            source: io::Error::other(error),
+        });
         let done = if reset {
             self.reset_locked(&mut state, ResetCause::Disconnect)
         } else {
@@ -269,7 +309,7 @@ impl Function {
             Ok(())
         };
         self.device.set_delivery(Delivery::default());
-        done
+        done.and(unmapped).and(stopped)
     }
 
     /// Tells device and client what the guest's interrupt registers say now. Vectors are masked before, and
@@ -299,9 +339,18 @@ impl Function {
 }
 
 impl State {
-    /// BARs answer: memory decoding is on and the function is awake.
-    fn decodes(&self) -> bool {
-        self.config.command().memory && self.config.power_state() == PowerState::D0
+    /// The region answers: its kind of decoding is on and the function is awake.
+    fn decodes(&self, index: u32) -> bool {
+        let command = self.config.command();
+        let bar = u8::try_from(index)
+            .ok()
+            .and_then(|index| self.config.bar(index));
+        let decoding = match bar {
+            Some(BarState { bar, .. }) if !bar.is_memory() => command.io,
+            None if index == region::VGA => command.io || command.memory,
+            _ => command.memory,
+        };
+        decoding && self.config.power_state() == PowerState::D0
     }
 
     fn irq_config(&self) -> IrqConfig {
@@ -320,6 +369,8 @@ impl State {
         let Some((msix, table)) = &self.msix else {
             return (length, Target::Device);
         };
+        // A real device's pending bits are its own, unless vectors are held back here.
+        let own_pending = self.config.is_live() && self.delivery == Delivery::Armed;
         let vectors = u64::from(table.vectors());
         let windows = [
             (msix.table, vectors * 16, Target::Table as fn(u64) -> Target),
@@ -332,7 +383,11 @@ impl State {
             }
             let start = u64::from(place.offset);
             if (start..start + size).contains(&at) {
-                return (fitting(start + size - at, length), target(at - start));
+                let target = match target(at - start) {
+                    Target::Pending(_) if own_pending => Target::Device,
+                    target => target,
+                };
+                return (fitting(start + size - at, length), target);
             }
             if at < start {
                 end = end.min(start);
@@ -373,6 +428,14 @@ fn route(
             })
     };
     route.unwrap_or_default()
+}
+
+/// The range lies inside a config space of `size` bytes.
+fn check_end(offset: u64, length: usize, size: usize) -> Result<(), Error> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= size as u64 => Ok(()),
+        _ => Err(out_of_range(region::CONFIG, offset, length)),
+    }
 }
 
 fn out_of_range(region: u32, offset: u64, length: usize) -> Error {

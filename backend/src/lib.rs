@@ -6,10 +6,11 @@
 //! | [`server`] | the listening socket, the session, one function per command |
 //! | [`function`] | the PCI function as the client sees it: composition in front of a device |
 //! | [`pci`] | config space, capability lists, MSI-X table, ROM images: pure |
-//! | [`device`] | the trait of a device, and [`device::model`], the software GPU |
+//! | [`device`] | the trait of a device: [`device::kernel`], the kernel's VFIO, and [`device::model`], the software GPU |
 //! | [`memory`] | guest memory that the device reaches (DMA maps) |
 //! | [`interrupts`], [`routes`] | eventfds, levels and masks; where the guest wants messages delivered |
 //! | [`options`] | the command line |
+//! | [`privileges`], [`sandbox`] | becoming an ordinary user; giving up what serving does not need |
 //! | [`poller`], [`ratelimit`], [`report`] | epoll, bounded logging, errors for people |
 
 pub mod device;
@@ -19,7 +20,9 @@ pub mod memory;
 pub mod options;
 pub mod pci;
 pub mod poller;
+pub mod privileges;
 pub mod ratelimit;
 pub mod report;
 pub mod routes;
+pub mod sandbox;
 pub mod server;

@@ -1,32 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vfio-user-gpu`: arguments, logging, and then [`vfio_user_gpu::server::serve`].
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 use log::info;
 use vfio_user_gpu::device::Device;
+use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
 use vfio_user_gpu::function::Function;
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
-use vfio_user_gpu::options::{OnDisconnect, Options};
+use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
+use vfio_user_gpu::privileges::{PrivilegeError, User};
 use vfio_user_gpu::report;
+use vfio_user_gpu::sandbox::{self, SandboxError};
 use vfio_user_gpu::server::{
-    Endpoint, EndpointError, ServeError, ServeOptions, SocketOptions, print_capabilities, serve,
+    Endpoint, EndpointError, ServeError, ServeOptions, Signals, SocketOptions, print_capabilities,
+    serve,
 };
 
 /// Why the process ends with a failure.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("No device: pass --model")]
+    #[error("No device: pass --device, --device-fd or --model")]
     NoDevice,
+    #[error("Descriptor {0} is named by two options")]
+    SharedDescriptor(i32),
     #[error("No endpoint: pass --socket-path or --fd")]
     NoEndpoint,
     #[error("Software GPU")]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     #[error("Endpoint")]
     Endpoint(#[from] EndpointError),
+    #[error("Sandbox (--sandbox off serves without)")]
+    Sandbox(#[from] SandboxError),
     #[error("Serving failed")]
     Serve(#[from] ServeError),
 }
@@ -59,7 +74,10 @@ fn refuse_arguments(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
+    // What is missing stands on lines of its own, up to the usage.
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let line = lines.split(|line| line.is_empty()).next();
+    let line = line.unwrap_or_default().join(" ");
     eprintln!(
         "vfio-user-gpu: {} (--help lists the options)",
         line.trim_start_matches("error: ")
@@ -67,19 +85,55 @@ fn refuse_arguments(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn run(options: Options) -> Result<(), Error> {
-    let Some(model) = options.model else {
-        return Err(Error::NoDevice);
+/// The kernel's device that the options name, while this process still may open it.
+fn open(options: &Options) -> Result<Option<kernel::Opened>, Error> {
+    if let Some(device) = &options.device {
+        let token = options.vf_token.as_ref();
+        return Ok(Some(kernel::open(&Roots::default(), device, token)?));
+    }
+    let companion = match (options.iommufd_fd, options.container_fd) {
+        (Some(fd), _) => Companion::Iommufd(fd),
+        (None, Some(fd)) => Companion::Container(fd),
+        (None, None) => return Ok(None),
     };
+    let adopted = options.device_fd.map(|fd| kernel::adopt(fd, companion));
+    Ok(adopted.transpose()?)
+}
+
+/// The software GPU.
+fn model(options: &Options) -> Result<(Arc<dyn Device>, Arc<AddressSpace>), Error> {
+    let model = options.model.as_ref().ok_or(Error::NoDevice)?;
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
-    let device: Arc<dyn Device> = Arc::new(ModelGpu::new(&model, Arc::clone(&memory))?);
-    let endpoint = match (options.socket_path, options.fd) {
+    let device = ModelGpu::new(model, Arc::clone(&memory))?;
+    Ok((Arc::new(device), memory))
+}
+
+fn run(options: Options) -> Result<(), Error> {
+    if let Some(fd) = options.shared_descriptor() {
+        return Err(Error::SharedDescriptor(fd));
+    }
+    // The user is looked up before anything is opened: a typing error must cost nothing.
+    let user = options.user.as_deref().map(User::find).transpose()?;
+    let opened = open(&options)?;
+    if let Some(user) = user {
+        user.become_for_good()?;
+    }
+    let (device, memory) = match opened {
+        Some(opened) => {
+            let memory = AddressSpace::with_iommu(opened.iommu, DEFAULT_MAX_MAPS);
+            let device = KernelDevice::new(opened.device, options.bar_handoff)?;
+            (Arc::new(device) as Arc<dyn Device>, Arc::new(memory))
+        }
+        None => model(&options)?,
+    };
+    let signals = Signals::catch()?;
+    let endpoint = match (&options.socket_path, options.fd) {
         (Some(path), _) => {
             let socket = SocketOptions {
                 mode: options.socket_mode,
                 group: options.socket_group,
             };
-            Endpoint::bind(&path, socket)?
+            Endpoint::bind(path, socket)?
         }
         (None, Some(fd)) => Endpoint::from_descriptor(fd)?,
         (None, None) => return Err(Error::NoEndpoint),
@@ -91,5 +145,17 @@ fn run(options: Options) -> Result<(), Error> {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
         allowed_uids: options.allow_uid,
     };
-    Ok(serve(endpoint, &function, &serving)?)
+    if options.sandbox == Sandbox::Strict {
+        let path = options.socket_path.as_deref();
+        sandbox::enter(path.map(folder), options.seccomp.into())?;
+    }
+    Ok(serve(endpoint, &signals, &function, &serving)?)
+}
+
+/// Where a path lies, as the system calls see it.
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }

@@ -9,7 +9,7 @@
 //! Tells where the guest wants each MSI or MSI-X vector delivered, so that a client without PCI code can
 //! set its irqfd routes. Sent while the guest's write is being handled; the write is answered only after
 //! the client's (header-only) reply, so a route is never late. A device that was kept from an earlier client
-//! may have routes to tell of as soon as VERSION is answered.
+//! may have routes already: they are told right after the reply to VERSION.
 //!
 //! ```text
 //!  0        4        8        12       16

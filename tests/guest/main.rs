@@ -13,8 +13,11 @@ mod pci_device;
 mod registers;
 mod reset;
 mod system;
+mod vfio;
 
-use std::{error::Error, io::Write};
+use std::{error::Error, io::Write, panic};
+
+use system_tests::nested_qemu;
 
 /// How a check ends: with the reason when it fails.
 type Outcome = Result<(), Box<dyn Error>>;
@@ -31,6 +34,18 @@ macro_rules! check_eq {
 use check_eq;
 
 fn main() {
+    // This program again, as one of a check's other processes.
+    let mut arguments = std::env::args();
+    if arguments.next().as_deref() == Some(nested_qemu::WRAPPER) {
+        say(&vfio::become_qemu().to_string());
+        return;
+    }
+    if arguments.next().as_deref() == Some(vfio::HOLD_DMA) {
+        if let Err(error) = vfio::hold_dma(&arguments.next().unwrap_or_default()) {
+            say(&error.to_string());
+        }
+        return;
+    }
     if let Err(error) = system::bring_up() {
         say(&format!("init FAILED: {error}"));
         system::power_off();
@@ -44,17 +59,9 @@ fn main() {
 }
 
 fn run(name: &str) {
-    let outcome = match name {
-        "config" => registers::config_space(),
-        "registers" => registers::engine_registers(),
-        "vram" => registers::vram(),
-        "dma" => dma::copy(),
-        "dma-errors" => dma::errors(),
-        "interrupt" => interrupt::intx(),
-        "reset" => reset::function_level(),
-        "draw" => draw::draw(),
-        _ => Err("there is no such check".into()),
-    };
+    // The harness fails by panic, and an init that dies takes the machine with it.
+    let outcome = panic::catch_unwind(|| check(name))
+        .unwrap_or_else(|_| Err("it panicked, see above".into()));
     match outcome {
         Ok(()) => say(&format!("check {name} ok")),
         Err(why) => {
@@ -63,6 +70,24 @@ fn run(name: &str) {
             let why = why.to_string().replace('\n', " ");
             say(&format!("check {name} FAILED: {why}"));
         }
+    }
+}
+
+/// Runs the check `name`.
+fn check(name: &str) -> Outcome {
+    match name {
+        "config" => registers::config_space(),
+        "registers" => registers::engine_registers(),
+        "vram" => registers::vram(),
+        "dma" => dma::copy(),
+        "dma-errors" => dma::errors(),
+        "interrupt" => interrupt::intx(),
+        "reset" => reset::function_level(),
+        "draw" => draw::draw(),
+        _ => match vfio::check(name) {
+            Some(check) => check(),
+            None => Err("there is no such check".into()),
+        },
     }
 }
 

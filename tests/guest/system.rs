@@ -3,6 +3,7 @@
 
 use std::{
     error::Error,
+    ffi::CString,
     fs::{self, File, OpenOptions},
     io::Read,
     os::unix::fs::OpenOptionsExt,
@@ -23,11 +24,23 @@ pub fn bring_up() -> Result<(), Box<dyn Error>> {
     }
     // Kernel messages must not cut our lines in two; a failed check prints them.
     fs::write("/proc/sys/kernel/printk", "1")?;
+    let line = fs::read_to_string("/proc/cmdline")?;
     for module in fs::read_to_string("/modules/load-order")?.lines() {
         let file = File::open(format!("/modules/{module}"))?;
-        finit_module(&file, c"", 0).map_err(|error| format!("module {module}: {error}"))?;
+        let parameters = module_parameters(&line, module)?;
+        finit_module(&file, &parameters, 0).map_err(|error| format!("module {module}: {error}"))?;
     }
     Ok(())
+}
+
+/// What the kernel command line says for a module (`NAME.PARAMETER=VALUE`), which the kernel itself applies only to what
+/// is built in.
+fn module_parameters(line: &str, module: &str) -> Result<CString, Box<dyn Error>> {
+    let prefix = module.replace(".ko", ".");
+    let own = line
+        .split_ascii_whitespace()
+        .filter_map(|parameter| parameter.strip_prefix(&prefix));
+    Ok(CString::new(own.collect::<Vec<_>>().join(" "))?)
 }
 
 /// The checks that the kernel command line names.

@@ -22,12 +22,12 @@ cargo_tests() {
 }
 
 # count_results LOG: adds up cargo's `test result:` lines. An ignored test is a skip, unless its reason says that it
-# belongs to another lane (`#[ignore = "lane NAME: ..."]`).
+# belongs to another lane (`#[ignore = "lane NAME: ..."]`) or is a process of another test (`#[ignore = "run by NAME"]`).
 count_results() {
     local counts
     counts=$(awk '
         /^test result: / { passed += $4; failed += $6 }
-        / \.\.\. ignored/ && !/ \.\.\. ignored, lane / { skipped++ }
+        / \.\.\. ignored/ && !/ \.\.\. ignored, (lane|run by) / { skipped++ }
         END { print passed + 0, failed + 0, skipped + 0 }' "$1")
     local p f s
     read -r p f s <<<"$counts"

@@ -68,6 +68,7 @@ CONF
         printf 'deb [signed-by=%s] %s %s main\n' "$KEYRING" "$mirror" "$SUITE" "$KEYRING" "$mirror" "$BACKPORTS" \
             >"$dir/etc/sources.list"
         if apt-get update -qq -o APT::Update::Error-Mode=any >"$dir/update.log" 2>&1; then
+            : >"$dir/ready"
             return 0
         fi
         say "a configured mirror does not serve $SUITE and $BACKPORTS: $(grep -m1 -E '^[EW]:' "$dir/update.log" || true)"

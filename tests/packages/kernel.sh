@@ -8,7 +8,7 @@ build_stock_kernel() { build_kernel "$1" "$2" linux-image-amd64 bochs; }
 # build_kernel TREE DEBS METAPACKAGE MODULE...: the kernel that METAPACKAGE stands for today, with MODULE... and all they
 # depend on.
 build_kernel() {
-    local tree=$1 debs=$2 metapackage=$3 closure deb module
+    local tree=$1 debs=$2 metapackage=$3 closure deb
     shift 3
     closure=$(apt_closure "$metapackage/$SUITE") || unavailable "apt cannot resolve $metapackage from $SUITE"
     # linux-image holds it all; newer packaging divides it into linux-binary and linux-modules.
@@ -25,17 +25,25 @@ build_kernel() {
     done
     take_file '/vmlinuz[^/]*$' >"$tree/vmlinuz"
     take_file '/modules\.builtin$' >"$debs/builtin"
-    mkdir "$tree/modules"
-    : >"$tree/load-order"
-    for module in "$@"; do add_module "$module"; done
+    collect_modules "$tree" "$debs" "$@"
     rm -rf "$debs"
     printf '%s\n' "$closure" >"$tree/packages"
+}
+
+# collect_modules TREE DEBS MODULE...: takes MODULE... and all they depend on into TREE, from the archives that
+# DEBS/files lists; DEBS/builtin lists what needs no module.
+collect_modules() {
+    local tree=$1 debs=$2 module
+    shift 2
+    mkdir -p "$tree/modules"
+    : >"$tree/load-order"
+    for module in "$@"; do add_module "$module"; done
 }
 
 # take_file REGEX: the content of the one packaged file whose name matches.
 take_file() {
     local archive name
-    read -r archive name < <(grep -E -- "$1" "$debs/files") || die "no file matches $1 in the packages of $metapackage"
+    read -r archive name < <(grep -E -- "$1" "$debs/files") || die "no packaged file matches $1"
     tar -xOf "$archive" "$name"
 }
 

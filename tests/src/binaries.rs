@@ -26,45 +26,82 @@ pub fn ctl() -> PathBuf {
     product("vfio-user-ctl")
 }
 
-/// The `/init` of test guests, linked statically so that it runs in an empty root file system.
+/// The `/init` of test guests.
 ///
 /// # Panics
 /// When it does not build.
 #[track_caller]
 pub fn guest_init() -> PathBuf {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        // With an explicit target the flags reach the program only, not the build scripts and macros it is built by.
-        let triple = "x86_64-unknown-linux-gnu";
-        let target = profile_folder()
-            .parent()
-            .unwrap_or(Path::new("target"))
-            .join("guest");
-        let mut cargo = cargo();
-        cargo
-            .args([
-                "build",
-                "--quiet",
-                "--package",
-                "system-tests",
-                "--bin",
-                "guest-init",
-            ])
-            .args(["--target", triple, "--target-dir"])
-            .arg(&target)
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            // Emulated processors are slow and initramfs small: optimised, and without debug information.
-            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
-            .env("CARGO_PROFILE_DEV_DEBUG", "0")
-            .env("CARGO_PROFILE_DEV_STRIP", "symbols");
-        run(cargo)?;
-        Ok(target.join(triple).join("debug").join("guest-init"))
-    });
+    // Emulated processors are slow and initramfs small: optimised, and without debug information.
+    let profile = [
+        ("CARGO_PROFILE_DEV_OPT_LEVEL", "2"),
+        ("CARGO_PROFILE_DEV_DEBUG", "0"),
+        ("CARGO_PROFILE_DEV_STRIP", "symbols"),
+    ];
+    let build = || static_program("system-tests", "guest-init", "dev", &profile);
+    unwrap_built("the guest's init", BUILT.get_or_init(build))
+}
+
+/// The backend as it is released for any distribution: optimised and linked statically. `VFIO_USER_GPU_STATIC` names one
+/// that was built elsewhere.
+///
+/// # Panics
+/// When it does not build.
+#[track_caller]
+pub fn static_backend() -> PathBuf {
+    if let Some(path) = env::var_os("VFIO_USER_GPU_STATIC") {
+        return path.into();
+    }
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || static_program("vfio-user-gpu", "vfio-user-gpu", "release", &[]);
+    unwrap_built("the static backend", BUILT.get_or_init(build))
+}
+
+/// The tool for people, like [`static_backend`].
+///
+/// # Panics
+/// When it does not build.
+#[track_caller]
+pub fn static_ctl() -> PathBuf {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || static_program("vfio-user-client", "vfio-user-ctl", "release", &[]);
+    unwrap_built("the static vfio-user-ctl", BUILT.get_or_init(build))
+}
+
+#[track_caller]
+fn unwrap_built(what: &str, built: &Result<PathBuf, String>) -> PathBuf {
     match built {
         Ok(path) => path.clone(),
-        Err(why) => panic!("the guest's init does not build: {why}"),
+        Err(why) => panic!("{what} does not build: {why}"),
     }
+}
+
+/// Builds a program that runs in an empty root file system.
+fn static_program(
+    package: &str,
+    name: &str,
+    profile: &str,
+    settings: &[(&str, &str)],
+) -> Result<PathBuf, String> {
+    // With an explicit target the flags reach the program only, not the build scripts and macros it is built by.
+    let triple = "x86_64-unknown-linux-gnu";
+    let target = profile_folder()
+        .parent()
+        .unwrap_or(Path::new("target"))
+        .join("guest");
+    let mut cargo = cargo();
+    cargo
+        .args(["build", "--quiet", "--profile", profile])
+        .args(["--package", package, "--bin", name])
+        .args(["--target", triple, "--target-dir"])
+        .arg(&target)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .envs(settings.iter().copied());
+    run(cargo)?;
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target.join(triple).join(folder).join(name))
 }
 
 #[track_caller]

@@ -28,8 +28,12 @@ pub const CHECKS_PARAMETER: &str = "system_tests.checks";
 pub struct Guest {
     kernel: PathBuf,
     memory: u32,
+    processors: u32,
     append: String,
+    machine: Vec<String>,
     devices: Vec<Value>,
+    folders: Vec<String>,
+    files: Vec<(String, PathBuf)>,
 }
 
 impl Guest {
@@ -39,9 +43,42 @@ impl Guest {
         Self {
             kernel: tree,
             memory: 256,
+            processors: 1,
             append: String::new(),
+            machine: Vec::new(),
             devices: Vec::new(),
+            folders: Vec::new(),
+            files: Vec::new(),
         }
+    }
+
+    /// Gives it `memory` MiB of RAM and so many processors.
+    #[must_use]
+    pub fn size(mut self, memory: u32, processors: u32) -> Self {
+        self.memory = memory;
+        self.processors = processors;
+        self
+    }
+
+    /// Sets a property of the machine, as `NAME=VALUE`.
+    #[must_use]
+    pub fn machine_property(mut self, property: &str) -> Self {
+        self.machine.push(property.to_owned());
+        self
+    }
+
+    /// Makes a folder, without a leading slash, in the guest's root.
+    #[must_use]
+    pub fn folder(mut self, path: &str) -> Self {
+        self.folders.push(path.to_owned());
+        self
+    }
+
+    /// Puts the file `source` at `path`, which has no leading slash, into the guest's root; its folder must exist.
+    #[must_use]
+    pub fn file(mut self, path: &str, source: PathBuf) -> Self {
+        self.files.push((path.to_owned(), source));
+        self
     }
 
     /// Adds kernel parameters.
@@ -69,16 +106,18 @@ impl Guest {
         let initrd = NamedTempFile::with_prefix("initramfs-").expect("a temporary file");
         fs::write(initrd.path(), self.initramfs()).expect("a written initramfs");
         let append = format!("{} {CHECKS_PARAMETER}={}", self.append, checks.join(","));
-        let mut command = QemuCommand::new(self.memory).linux(
-            &self.kernel.join("vmlinuz"),
-            initrd.path(),
-            &append,
-        );
+        let mut command = QemuCommand::new(self.memory)
+            .processors(self.processors)
+            .linux(&self.kernel.join("vmlinuz"), initrd.path(), &append);
+        for property in &self.machine {
+            command = command.machine_property(property);
+        }
         for device in &self.devices {
             command = command.device(device);
         }
         RunningGuest {
             qemu: command.start(),
+            checks: checks.iter().map(|name| (*name).to_owned()).collect(),
             _initrd: initrd,
         }
     }
@@ -87,13 +126,19 @@ impl Guest {
     fn initramfs(&self) -> Vec<u8> {
         let order = read(&self.kernel.join("load-order"));
         let mut archive = Initramfs::new();
-        for folder in ["proc", "sys", "modules"] {
+        for folder in ["bin", "modules", "proc", "sys", "tmp"] {
             archive.folder(folder);
         }
         archive.file("modules/load-order", &order);
         for module in String::from_utf8_lossy(&order).lines() {
             let content = read(&self.kernel.join("modules").join(module));
             archive.file(&format!("modules/{module}"), &content);
+        }
+        for folder in &self.folders {
+            archive.folder(folder);
+        }
+        for (path, source) in &self.files {
+            archive.file(path, &read(source));
         }
         archive.file("init", &read(&binaries::guest_init()));
         archive.finish()
@@ -113,6 +158,7 @@ fn read(path: &Path) -> Vec<u8> {
 pub struct RunningGuest {
     /// Its QEMU.
     pub qemu: Qemu,
+    checks: Vec<String>,
     _initrd: NamedTempFile,
 }
 
@@ -148,6 +194,13 @@ impl RunningGuest {
     #[must_use]
     #[track_caller]
     pub fn finish(mut self) -> Report {
+        // One by one, so that patience is for each check and not for all.
+        for name in &self.checks {
+            let over = format!("check {name} ");
+            self.qemu
+                .process
+                .wait_for_line(&over, |line| line.starts_with(&over));
+        }
         let status = self.qemu.wait();
         let process = &self.qemu.process;
         assert!(
@@ -210,6 +263,11 @@ impl Report {
                 self.console
             ),
         }
+    }
+
+    /// Prints what the guest said, for the record of what was exercised.
+    pub fn print(&self) {
+        println!("{}", self.console);
     }
 
     /// Why the check `name` failed.

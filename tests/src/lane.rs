@@ -12,6 +12,12 @@ pub fn qemu() -> PathBuf {
     from_environment("QEMU_VFIO_USER")
 }
 
+/// The folder Debian's QEMU was unpacked into.
+#[track_caller]
+pub fn qemu_tree() -> PathBuf {
+    from_environment("VFIO_USER_GPU_QEMU_TREE")
+}
+
 /// The tree of Debian's kernel for virtual machines, with `uio_pci_generic`.
 #[track_caller]
 pub fn cloud_kernel() -> PathBuf {
@@ -24,10 +30,22 @@ pub fn stock_kernel() -> PathBuf {
     from_environment("VFIO_USER_GPU_STOCK_KERNEL")
 }
 
+/// The tree of the kernel whose VFIO the kernel lanes test: Debian's ordinary one with the mediated samples, or our own.
+#[track_caller]
+pub fn vfio_kernel() -> PathBuf {
+    from_environment("VFIO_USER_GPU_VFIO_KERNEL")
+}
+
+/// A shell and its usual commands in one static program.
+#[track_caller]
+pub fn busybox() -> PathBuf {
+    from_environment("VFIO_USER_GPU_BUSYBOX")
+}
+
 #[track_caller]
 fn from_environment(name: &str) -> PathBuf {
     let Some(path) = env::var_os(name).map(PathBuf::from) else {
-        panic!("{name} is not set: run this test through `tests/run qemu`");
+        panic!("{name} is not set: run this test through `tests/run`");
     };
     assert!(path.exists(), "{name}={} does not exist", path.display());
     path

@@ -12,6 +12,8 @@
 //! | [`qtest`], [`qmp`] | QEMU's two control protocols |
 //! | [`pci`] | configuration space and BARs of a device, driven through qtest |
 //! | [`guest`], [`initramfs`] | a Linux guest assembled from a kernel tree and our own `/init` |
+//! | [`vfio_machine`] | a guest with an IOMMU and devices for its own VFIO |
+//! | [`nested_qemu`] | QEMU inside such a guest |
 //! | [`screen`] | what a Bochs display shows |
 //! | [`pattern`] | test data that host and guest both know |
 //! | [`engine`] | the model GPU's engine, driven through whichever client |
@@ -32,6 +34,7 @@ pub mod guest;
 pub mod initramfs;
 pub mod lane;
 pub mod model_gpu;
+pub mod nested_qemu;
 pub mod pattern;
 pub mod pci;
 pub mod process;
@@ -40,6 +43,7 @@ pub mod qmp;
 pub mod qtest;
 pub mod raw_client;
 pub mod screen;
+pub mod vfio_machine;
 
 use std::time::Duration;
 

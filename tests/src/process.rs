@@ -2,6 +2,7 @@
 //! A child process whose output is kept and which never outlives the test: killed and reaped when dropped.
 
 use std::{
+    cell::Cell,
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
     os::unix::process::ExitStatusExt,
@@ -116,6 +117,22 @@ impl Process {
         match self.stdout.wait_for_line(wanted) {
             Some(line) => line,
             None => panic!("{} never said {what}\n{}", self.name, self.report()),
+        }
+    }
+
+    /// Waits until standard error holds `count` lines for which `wanted` is true.
+    ///
+    /// # Panics
+    /// When output ends first, or [`PATIENCE`] does.
+    #[track_caller]
+    pub fn wait_for_errors(&self, what: &str, count: usize, wanted: impl Fn(&str) -> bool) {
+        let found = Cell::new(0);
+        let enough = |line: &str| {
+            found.set(found.get() + usize::from(wanted(line)));
+            found.get() == count
+        };
+        if self.stderr.wait_for_line(enough).is_none() {
+            panic!("{} never said {what}\n{}", self.name, self.report());
         }
     }
 

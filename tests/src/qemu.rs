@@ -18,6 +18,9 @@ use crate::{lane, process::Process, qmp::Qmp, qtest::Qtest};
 #[derive(Debug)]
 pub struct QemuCommand {
     command: Command,
+    /// More properties of the machine, each after a comma.
+    machine: String,
+    processors: u32,
     folder: TempDir,
     qtest: Option<UnixListener>,
 }
@@ -37,21 +40,33 @@ impl QemuCommand {
                 "-monitor",
                 "none",
             ])
-            .args([
-                "-machine",
-                "q35,memory-backend=ram",
-                "-m",
-                &format!("{memory}M"),
-            ])
+            .args(["-m", &format!("{memory}M")])
             .arg("-object")
             .arg(format!(
                 "memory-backend-memfd,id=ram,size={memory}M,share=on"
             ));
         Self {
             command,
+            machine: String::new(),
+            processors: 1,
             folder: TempDir::with_prefix("qemu-").expect("a temporary folder"),
             qtest: None,
         }
+    }
+
+    /// Sets a property of the machine, as `NAME=VALUE`.
+    #[must_use]
+    pub fn machine_property(mut self, property: &str) -> Self {
+        self.machine.push(',');
+        self.machine.push_str(property);
+        self
+    }
+
+    /// Gives it more than one processor.
+    #[must_use]
+    pub fn processors(mut self, count: u32) -> Self {
+        self.processors = count;
+        self
     }
 
     /// Puts the test in the processor's place: see [`Qtest`].
@@ -72,8 +87,6 @@ impl QemuCommand {
             "tcg",
             "-cpu",
             "max",
-            "-smp",
-            "1",
             "-serial",
             "stdio",
             "-no-reboot",
@@ -112,7 +125,11 @@ impl QemuCommand {
     #[track_caller]
     pub fn start(mut self) -> Qemu {
         let (qmp, path) = self.listener("qmp");
-        let this = self.arg("-qmp").arg(format!("unix:{path}"));
+        let machine = format!("q35,memory-backend=ram{}", self.machine);
+        let processors = self.processors.to_string();
+        let this = self
+            .args(["-machine", &machine, "-smp", &processors, "-qmp"])
+            .arg(format!("unix:{path}"));
         let process = Process::spawn("QEMU", this.command);
         let qtest = this
             .qtest

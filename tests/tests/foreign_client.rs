@@ -440,7 +440,12 @@ fn the_next_client_finds_a_clean_device() {
     // At once: what the backend still has to clear away must not turn the newcomer away.
     let mut gpu = Gpu::attach(&backend);
     assert_clean(&mut gpu);
-    assert_eq!(get(&mapped_by_the_first, 12345, 8), [0; 8]);
+    put(&mapped_by_the_first, 12345, b"too late");
+    assert_eq!(
+        gpu.read::<8>(VRAM, 12345),
+        [0; 8],
+        "the first one's mapping reaches the newcomer's VRAM"
+    );
     let copy = COMMAND_COPY | COMMAND_DST_VRAM;
     let outcome = run(&mut gpu, copy, GUEST, 0, 4096);
     assert_eq!(

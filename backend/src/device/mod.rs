@@ -4,11 +4,12 @@
 //! A device does not know the protocol, and not the config space the guest sees: that is composed in
 //! front of it ([`crate::pci`]). It is told of the changes that concern it.
 
+pub mod kernel;
 pub mod model;
 
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -89,8 +90,8 @@ pub struct Region {
 /// How the client may map a region, or parts of it.
 #[derive(Debug)]
 pub struct Mapping<'a> {
-    /// What to map.
-    pub fd: BorrowedFd<'a>,
+    /// What to map: a descriptor for the client to keep.
+    pub fd: OwnedFd,
     /// Where the region begins in it, in bytes.
     pub offset: u64,
     /// The parts that may be mapped; `None` for the whole region.
@@ -129,16 +130,58 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// The power-on config space of the device, which the composition starts from.
     fn config_space(&self) -> ConfigSpace;
 
+    /// Reads config space as the device itself has it now; asked only where [`Self::config_space`] is live.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] or what the device says.
+    fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+        let (region, length) = (region::CONFIG, data.len());
+        Err(Error::OutOfRange {
+            region,
+            offset,
+            length,
+        })
+    }
+
+    /// Takes a guest's write to config space, without Initiate FLR; only where the space is live.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] or what the device says.
+    fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let (region, length) = (region::CONFIG, data.len());
+        Err(Error::OutOfRange {
+            region,
+            offset,
+            length,
+        })
+    }
+
+    /// Keeps the device from starting another DMA: the first step when a client is gone.
+    ///
+    /// # Errors
+    /// What the device says; the session goes on cleaning up.
+    fn stop_dma(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Becomes readable when whoever lent the device wants it back: the process must then let go of it.
+    fn release_request(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Whether [`Self::reset`] works.
     fn resettable(&self) -> bool;
 
     /// What is at a region index; size 0 for nothing. The config region is not asked for here.
     fn region(&self, index: u32) -> Region;
 
-    /// How a region may be mapped by the client, if at all. The descriptor is sent to the client as it is.
-    fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
+    /// How a region may be mapped by the client, if at all.
+    ///
+    /// # Errors
+    /// No descriptor could be had.
+    fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
         let _ = index;
-        None
+        Ok(None)
     }
 
     /// Reads from a region other than config space.

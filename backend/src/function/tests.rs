@@ -59,6 +59,7 @@ impl Device for Recorder {
     fn config_space(&self) -> ConfigSpace {
         ConfigSpaceBuilder::new(Identity::default())
             .interrupt_pin(1)
+            .bar(1, Bar::io(0x20))
             .bar(4, Bar::memory32(0x4000))
             .capability_at(
                 0x40,
@@ -92,7 +93,11 @@ impl Device for Recorder {
     }
 
     fn region(&self, index: u32) -> Region {
-        let size = if index == 4 { 0x4000 } else { 0 };
+        let size = match index {
+            1 => 0x20,
+            4 => 0x4000,
+            _ => 0,
+        };
         Region {
             size,
             readable: true,
@@ -193,6 +198,18 @@ fn bars_answer_only_while_decoded() {
             Event::Write(8, vec![1])
         ]
     );
+}
+
+#[test]
+fn ports_and_memory_have_their_own_enable_bits() {
+    let (function, ..) = function();
+    for (command, ports, memory) in [(0, 0xff, 0xff), (1, 0xdd, 0xff), (2, 0xff, 0xdd)] {
+        function
+            .write(region::CONFIG, PCI_COMMAND.into(), &[command, 0])
+            .unwrap();
+        assert_eq!(read(&function, 1, 0), [ports; 4], "command {command}");
+        assert_eq!(read(&function, 4, 0), [memory; 4], "command {command}");
+    }
 }
 
 #[test]

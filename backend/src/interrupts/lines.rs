@@ -8,10 +8,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use log::debug;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
 use super::resample::Watcher;
+use super::signal::{prepare, signal};
 use super::{ERR, INDEXES, INTX, IrqRequest, MSI, MSIX, Vectors};
 
 /// How the active interrupt mode is told.
@@ -60,12 +59,6 @@ impl Line {
             signal(eventfd);
         }
     }
-
-    fn release_pending(&mut self) {
-        if self.pending {
-            self.fire();
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -89,6 +82,7 @@ impl Lines {
     /// Lines with `counts[index]` interrupts at each index.
     #[must_use]
     pub fn new(counts: [u32; INDEXES as usize]) -> Arc<Self> {
+        prepare();
         let indexes = counts.map(|count| (0..count).map(|_| Line::default()).collect());
         Arc::new_cyclic(|this| Self {
             state: Mutex::new(State {
@@ -176,6 +170,7 @@ impl Lines {
     pub fn set_config(&self, config: IrqConfig) {
         let mut state = self.state();
         state.config = config;
+        state.release_messages();
         state.evaluate_intx();
     }
 
@@ -207,10 +202,11 @@ impl Lines {
 
     /// Takes note of the guest's mask bit of an MSI or MSI-X vector.
     pub fn set_guest_mask(&self, index: u32, vector: u32, masked: bool) {
-        if let Some(line) = self.state().line(index, vector) {
+        let mut state = self.state();
+        if let Some(line) = state.line(index, vector) {
             line.guest_masked = masked;
-            line.release_pending();
         }
+        state.release(index, vector);
     }
 
     /// Whether an event waits for the vector to be unmasked.
@@ -278,10 +274,9 @@ impl State {
                 line.eventfd = eventfd;
                 if index == INTX {
                     line.masked = false;
-                } else {
-                    line.release_pending();
                 }
             }
+            self.release(index, vector);
         }
         self.evaluate_intx();
     }
@@ -298,11 +293,31 @@ impl State {
     }
 
     fn unmask(&mut self, index: u32, vectors: &Vectors) {
-        self.each(index, vectors, |line| {
-            line.masked = false;
-            line.release_pending();
-        });
+        self.each(index, vectors, |line| line.masked = false);
+        for vector in vectors.iter() {
+            self.release(index, vector);
+        }
         self.evaluate_intx();
+    }
+
+    /// Sends what waited, unless something else still holds it back: a mask, or for messages that their
+    /// mode is not active or that bus mastering is off.
+    fn release(&mut self, index: u32, vector: u32) {
+        let active = self.config.bus_master && self.message_mode().is_some_and(|m| m.0 == index);
+        if let Some(line) = self.line(index, vector)
+            && line.pending
+            && (active || index == INTX)
+        {
+            line.fire();
+        }
+    }
+
+    fn release_messages(&mut self) {
+        for (index, count) in self.message_mode().into_iter() {
+            for vector in 0..count {
+                self.release(index, vector);
+            }
+        }
     }
 
     fn armed(&self, index: u32) -> u32 {
@@ -338,21 +353,14 @@ impl State {
     }
 }
 
-/// Adds one to the client's eventfd, never waiting: a counter that is full has an event waiting already.
-fn signal(eventfd: &OwnedFd) {
-    let mut room = [PollFd::new(eventfd, PollFlags::OUT)];
-    if !matches!(poll(&mut room, Some(&Timespec::default())), Ok(1)) {
-        return;
-    }
-    match rustix::io::write(eventfd, &1_u64.to_ne_bytes()) {
-        Ok(_) | Err(Errno::AGAIN) => {}
-        Err(error) => debug!("Interrupt eventfd of the client refused a count: {error}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
     use rustix::event::{EventfdFlags, eventfd};
+    use rustix::io::Errno;
 
     use super::*;
 
@@ -613,6 +621,64 @@ mod tests {
     }
 
     #[test]
+    fn a_pending_message_waits_until_it_may_be_sent() {
+        let lines = lines();
+        lines.set_delivery(Delivery::Composed);
+        let v0 = arm(&lines, MSIX, 0);
+        let enabled = IrqConfig {
+            bus_master: true,
+            msix_enabled: true,
+            ..Default::default()
+        };
+        lines.set_config(enabled);
+        lines.set_guest_mask(MSIX, 0, true);
+        lines.message(0);
+        for held in [
+            IrqConfig {
+                msix_enabled: false,
+                ..enabled
+            },
+            IrqConfig {
+                bus_master: false,
+                ..enabled
+            },
+        ] {
+            lines.set_config(held);
+            lines.set_guest_mask(MSIX, 0, false);
+            assert_eq!(count(&v0), 0, "{held:?}");
+            assert!(lines.pending(MSIX, 0));
+        }
+        lines.set_config(enabled);
+        assert_eq!(count(&v0), 1);
+        assert!(!lines.pending(MSIX, 0));
+    }
+
+    #[test]
+    fn unmasking_sends_nothing_without_bus_mastering() {
+        let lines = lines();
+        let v2 = arm(&lines, MSIX, 2);
+        let vectors = Vectors::Range { start: 2, count: 1 };
+        let mask = IrqRequest::Mask {
+            index: MSIX,
+            vectors: vectors.clone(),
+        };
+        lines.apply(mask).unwrap();
+        lines.message(2);
+        lines.set_config(IrqConfig::default());
+        let unmask = IrqRequest::Unmask {
+            index: MSIX,
+            vectors,
+        };
+        lines.apply(unmask).unwrap();
+        assert_eq!(count(&v2), 0);
+        lines.set_config(IrqConfig {
+            bus_master: true,
+            ..IrqConfig::default()
+        });
+        assert_eq!(count(&v2), 1);
+    }
+
+    #[test]
     fn a_full_or_dead_descriptor_never_blocks() {
         let lines = lines();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
@@ -631,6 +697,46 @@ mod tests {
         lines.message(0);
         drop(reader);
         lines.message(0);
+    }
+
+    #[test]
+    fn no_thread_waits_for_a_client_that_fills_its_eventfd_in_time() {
+        let lines = lines();
+        let theirs = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let eventfds = vec![Some(theirs.try_clone().unwrap())];
+        lines
+            .apply(IrqRequest::SetEventfds {
+                index: MSIX,
+                start: 0,
+                eventfds,
+            })
+            .unwrap();
+        let sent = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let device = thread::spawn({
+            let (sent, stop) = (Arc::clone(&sent), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    lines.message(0);
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        thread::spawn({
+            let theirs = Arc::clone(&theirs);
+            // Fills it as soon as there is room, for as long as the process lives.
+            move || while rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).is_ok() {}
+        });
+        for _ in 0..20_000 {
+            let _ = rustix::io::read(&*theirs, &mut [0; 8]);
+            let before = sent.load(Ordering::Relaxed);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while sent.load(Ordering::Relaxed) < before + 2 {
+                assert!(Instant::now() < deadline, "a thread waits for the client");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        device.join().unwrap();
     }
 
     #[test]

@@ -6,13 +6,16 @@
 //! | `mod.rs` | the vocabulary: indexes, requests |
 //! | `lines.rs` | [`Lines`]: level, mask, pending and eventfds of a software device |
 //! | `resample.rs` | the thread that waits for a client's INTx unmask eventfd |
+//! | `signal.rs` | one more on a client's eventfd, without waiting for the client |
 
 mod lines;
 mod resample;
+mod signal;
 
 use std::os::fd::OwnedFd;
 
 pub use lines::{Delivery, IrqConfig, Lines};
+pub(crate) use signal::{prepare, signal};
 
 /// The interrupt index of INTx (`VFIO_PCI_INTX_IRQ_INDEX` of linux/vfio.h).
 pub const INTX: u32 = 0;

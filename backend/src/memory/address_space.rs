@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::fs::{FileType, fstat};
 
 use super::dma::MessageDma;
+use super::iommu::{Iommu, IommuMap};
 use super::mapping::Mapping;
 use super::request::{Access, Backing, MapError, MapRequest, check_aligned, checked_range};
 
@@ -64,6 +65,8 @@ impl State {
 pub struct AddressSpace {
     state: RwLock<State>,
     cpu_access: CpuAccess,
+    /// Told of every map with a descriptor, so that tracking and hardware never disagree.
+    iommu: Option<Arc<dyn Iommu>>,
     max_maps: usize,
 }
 
@@ -74,7 +77,17 @@ impl AddressSpace {
         Self {
             state: RwLock::default(),
             cpu_access,
+            iommu: None,
             max_maps,
+        }
+    }
+
+    /// An empty space whose maps an IOMMU carries out; guest memory never shows in this process through it.
+    #[must_use]
+    pub fn with_iommu(iommu: Arc<dyn Iommu>, max_maps: usize) -> Self {
+        Self {
+            iommu: Some(iommu),
+            ..Self::new(CpuAccess::TrackedOnly, max_maps)
         }
     }
 
@@ -135,6 +148,18 @@ impl AddressSpace {
                 limit: self.max_maps,
             });
         }
+        if let (Some(iommu), Some(backing)) = (&self.iommu, &backing) {
+            // Tracked only once the hardware has it: a refused map leaves nothing anywhere.
+            iommu
+                .map(&IommuMap {
+                    iova,
+                    size,
+                    access,
+                    file: backing.file.as_fd(),
+                    offset: backing.offset,
+                })
+                .map_err(|source| MapError::Iommu { iova, source })?;
+        }
         let memory = backing
             .filter(|_| self.cpu_access == CpuAccess::Mapped)
             .map(|b| Mapping::new(b.file.as_fd(), b.offset, size, access))
@@ -154,58 +179,106 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Takes one map from the hardware and then from the tables. If the hardware keeps it, so do they.
+    fn release(&self, state: &mut State, start: u64) -> Result<Option<Map>, MapError> {
+        if let (Some(iommu), Some(map)) = (&self.iommu, state.maps.get(&start))
+            && map.file.is_some()
+        {
+            // A size is a multiple of the page size, so this does not wrap to 0.
+            let size = (map.last - start).wrapping_add(1);
+            iommu.unmap(start, size).map_err(|source| MapError::Iommu {
+                iova: start,
+                source,
+            })?;
+        }
+        Ok(state.maps.remove(&start))
+    }
+
+    /// Releases all of `starts`, as far as the hardware lets go; the first refusal is reported.
+    fn release_each(&self, state: &mut State, starts: &[u64]) -> (Vec<Map>, Result<(), MapError>) {
+        let mut outcome = Ok(());
+        let mut removed = Vec::with_capacity(starts.len());
+        for &start in starts {
+            match self.release(state, start) {
+                Ok(map) => removed.extend(map),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        (removed, outcome)
+    }
+
     /// Releases exactly one earlier map. When this returns no reference to the memory is left.
     ///
     /// # Errors
-    /// [`MapError::NotMapped`] unless a map has exactly this range.
+    /// [`MapError::NotMapped`] unless a map has exactly this range; [`MapError::Iommu`] if it stays.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<(), MapError> {
         let not_mapped = MapError::NotMapped { iova, size };
         let Some(last) = size.checked_sub(1).and_then(|tail| iova.checked_add(tail)) else {
             return Err(not_mapped);
         };
         let mut state = self.state_mut();
-        let exact = state.maps.get(&iova).is_some_and(|map| map.last == last);
-        let removed = exact.then(|| state.maps.remove(&iova)).flatten();
+        if state.maps.get(&iova).is_none_or(|map| map.last != last) {
+            return Err(not_mapped);
+        }
+        let removed = self.release(&mut state, iova)?;
         // Nobody can find the memory any more: accesses elsewhere need not wait for the munmap.
         drop(state);
         removed.map(drop).ok_or(not_mapped)
     }
 
-    /// Releases every map that lies wholly inside the range, and says how many. A range that wraps is taken
-    /// to end at 2^64; one that cuts through a map leaves that map.
+    /// Releases every map in the range, and says how many. A range that wraps is taken to end at 2^64; one
+    /// that cuts through a map releases nothing: the device would still reach part of it.
     ///
     /// QEMU sends such a range when it removes the memory region of a virtual IOMMU.
-    pub fn unmap_range(&self, iova: u64, size: u64) -> usize {
+    ///
+    /// # Errors
+    /// [`MapError::Iommu`] if some stay; the others are released.
+    pub fn unmap_range(&self, iova: u64, size: u64) -> Result<usize, MapError> {
         let Some(tail) = size.checked_sub(1) else {
-            return 0;
+            return Ok(0);
         };
         let last = iova.saturating_add(tail);
         let mut state = self.state_mut();
-        // Of the maps that begin in the range only the last can reach beyond it.
-        let inside: Vec<u64> = state
-            .maps
-            .range(iova..=last)
-            .filter(|(_, map)| map.last <= last)
-            .map(|(&start, _)| start)
-            .collect();
-        let removed: Vec<_> = inside
-            .iter()
-            .filter_map(|start| state.maps.remove(start))
-            .collect();
+        // Maps do not overlap: only one that holds an end of the range can be cut.
+        let cut = [iova.checked_sub(1), Some(last)]
+            .into_iter()
+            .flatten()
+            .filter_map(|edge| Some((edge, state.containing(edge)?.1)))
+            .any(|(edge, map)| map.last > edge);
+        if cut {
+            return Ok(0);
+        }
+        let inside: Vec<u64> = state.maps.range(iova..=last).map(|map| *map.0).collect();
+        let (removed, outcome) = self.release_each(&mut state, &inside);
         drop(state);
-        removed.len()
+        outcome.map(|()| removed.len())
     }
 
     /// Releases every map (DMA_UNMAP with UNMAP_ALL), and says how many there were.
-    pub fn unmap_all(&self) -> usize {
-        let maps = std::mem::take(&mut self.state_mut().maps);
-        maps.len()
+    ///
+    /// # Errors
+    /// [`MapError::Iommu`] if some stay; the others are released.
+    pub fn unmap_all(&self) -> Result<usize, MapError> {
+        let mut state = self.state_mut();
+        if self.iommu.is_none() {
+            let maps = std::mem::take(&mut state.maps);
+            drop(state);
+            return Ok(maps.len());
+        }
+        let all: Vec<u64> = state.maps.keys().copied().collect();
+        let (removed, outcome) = self.release_each(&mut state, &all);
+        drop(state);
+        outcome.map(|()| removed.len())
     }
 
     /// What a client's leaving leaves: no maps, and no way to ask the client for memory.
-    pub fn clear(&self) {
-        let old = std::mem::take(&mut *self.state_mut());
-        drop(old);
+    ///
+    /// # Errors
+    /// [`MapError::Iommu`] if the hardware does not let go of a map. It stays in the tables too, so that the
+    /// next client cannot believe the address free.
+    pub fn clear(&self) -> Result<(), MapError> {
+        self.set_message_dma(None);
+        self.unmap_all().map(drop)
     }
 }
 

@@ -7,13 +7,17 @@
 use std::os::fd::BorrowedFd;
 use std::ptr;
 
+use rustix::fs::{FsWord, fstatfs};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, mmap, munmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
-use super::request::Access;
+use super::request::{Access, PAGE_SIZE};
 use super::sigbus::{Guard, GuardError};
+
+/// `f_type` of files of huge pages, memfds among them (linux/magic.h).
+const HUGETLBFS_MAGIC: FsWord = 0x9584_58f6;
 
 /// Why a file cannot be mapped.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -40,7 +44,11 @@ impl MappingError {
 /// A range of a file, mapped shared.
 #[derive(Debug)]
 pub struct Mapping {
+    /// The range, rounded out to the pages of the file.
     region: MmapRegion,
+    /// Bytes of `region` before the range.
+    lead: usize,
+    size: usize,
     /// Only `None` while dropped.
     guard: Option<Guard>,
 }
@@ -56,7 +64,16 @@ impl Mapping {
         size: u64,
         access: Access,
     ) -> Result<Self, MappingError> {
-        let size = usize::try_from(size).map_err(|_| MappingError::Mmap(Errno::NOMEM))?;
+        let refused = MappingError::Mmap;
+        let huge = huge_page_size(file).map_err(refused)?;
+        let lead = offset & (huge - 1);
+        let whole = lead
+            .checked_add(size)
+            .and_then(|end| end.checked_next_multiple_of(huge));
+        let convert = |bytes: u64| usize::try_from(bytes).map_err(|_| refused(Errno::NOMEM));
+        let (lead, wanted) = (convert(lead)?, convert(size)?);
+        let size = convert(whole.ok_or(refused(Errno::NOMEM))?)?;
+        let offset = offset & !(huge - 1);
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses a free range, so that nothing in use is replaced.
         let start = unsafe {
@@ -69,16 +86,18 @@ impl Mapping {
                 offset,
             )
         }
-        .map_err(MappingError::Mmap)?;
+        .map_err(refused)?;
         // SAFETY: the range was mapped just now and stays until this value is dropped.
         let builder = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(start.cast()) };
         let Ok(region) = builder.build() else {
             // SAFETY: the range was mapped above and nobody else knows of it.
             let _ = unsafe { munmap(start, size) };
-            return Err(MappingError::Mmap(Errno::INVAL));
+            return Err(refused(Errno::INVAL));
         };
         let mut mapping = Self {
             region,
+            lead,
+            size: wanted,
             guard: None,
         };
         // SAFETY: the range belongs to `mapping`, which hands out volatile slices only and drops the guard
@@ -90,14 +109,23 @@ impl Mapping {
     /// Bytes mapped.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.region.size()
+        self.size
+    }
+
+    /// Where the mapping begins in this process, for the kernel to pin it. The pages stay until this value
+    /// is dropped; whatever they hold may change at any time.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.region.as_ptr().addr() as u64
     }
 
     /// Part of the memory; `None` if it is not all inside. The caller sees to it that the access is allowed:
     /// it is the protection of the pages.
     #[must_use]
     pub fn slice(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>> {
-        self.region.get_slice(offset, length).ok()
+        let inside = offset.checked_add(length)? <= self.size;
+        let slice = || self.region.get_slice(self.lead + offset, length).ok();
+        inside.then(slice)?
     }
 
     /// Where the file was found truncated, in bytes from the start of the mapping, if that lies in or before
@@ -105,8 +133,18 @@ impl Mapping {
     #[must_use]
     pub fn lost_within(&self, offset: usize, length: usize) -> Option<usize> {
         let lost = self.guard.as_ref()?.lost_from()?;
+        let lost = lost.saturating_sub(self.lead);
         (lost < offset.saturating_add(length)).then(|| lost.max(offset))
     }
+}
+
+/// The page size that mappings of a file come in: that of a file of huge pages is mapped and unmapped in
+/// those only.
+fn huge_page_size(file: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let status = fstatfs(file)?;
+    let size = u64::try_from(status.f_bsize).ok();
+    let huge = size.filter(|size| status.f_type == HUGETLBFS_MAGIC && size.is_power_of_two());
+    Ok(huge.unwrap_or(PAGE_SIZE))
 }
 
 impl Drop for Mapping {
@@ -122,11 +160,12 @@ impl Drop for Mapping {
 mod tests {
     use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
+    use std::process::{Command, ExitStatus};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
-    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
+    use rustix::process::{Signal, getpid, kill_process};
     use vm_memory::{FileOffset, VolatileMemory};
 
     use super::*;
@@ -219,6 +258,8 @@ mod tests {
                     // Ends because the main thread truncates, whenever it gets to it.
                     while mapping.lost_within(0, PAGES * PAGE).is_none() {
                         mapping.slice(0, PAGES * PAGE).unwrap().copy_to(&mut buffer);
+                        // Else a release build copies nothing.
+                        std::hint::black_box(&buffer);
                     }
                 })
             });
@@ -239,33 +280,101 @@ mod tests {
         assert_eq!(mapping.lost_within(0, 1), Some(0));
     }
 
-    const CHILD: &str = "VFIO_USER_GPU_TEST_UNGUARDED_FAULT";
+    /// How many bytes of this process are mapped from the file.
+    fn mapped_bytes(file: &OwnedFd) -> usize {
+        let inode = fstat(file).unwrap().st_ino.to_string();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines()
+            .filter(|line| line.split_whitespace().nth(4) == Some(&inode))
+            .map(|line| {
+                let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+                let [start, end] = [start, end].map(|hex| usize::from_str_radix(hex, 16).unwrap());
+                end - start
+            })
+            .sum()
+    }
 
-    /// Run by the test below in a process of its own, which dies of it.
     #[test]
-    fn unguarded_fault_child() {
-        if std::env::var_os(CHILD).is_none() {
+    fn any_part_of_a_file_of_huge_pages_is_mapped_and_let_go() {
+        const HUGE: u64 = 2 << 20;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let file = memfd_create("huge", flags).unwrap();
+        ftruncate(&file, 2 * HUGE).unwrap();
+        // As QEMU maps the memory around 0xc0000; then across two pages.
+        for (offset, size) in [(0, 0xc_0000), (0xc_0000, 0x4_0000), (HUGE - 4096, 8192)] {
+            let mapping = Mapping::new(file.as_fd(), offset, size, Access::READ_WRITE).unwrap();
+            let length = usize::try_from(size).unwrap();
+            assert_eq!(mapping.size(), length);
+            assert!(mapping.slice(0, length).is_some());
+            assert!(mapping.slice(1, length).is_none());
+            // This machine may have no huge pages, so they may be found missing.
+            let mut byte = [0];
+            mapping.slice(length - 1, 1).unwrap().copy_to(&mut byte);
+            assert_eq!(byte, [0]);
+            let lost = mapping.lost_within(length - 1, 1);
+            assert!([None, Some(length - 1)].contains(&lost), "{lost:?}");
+            drop(mapping);
+            assert_eq!(mapped_bytes(&file), 0, "{offset:#x} {size:#x}");
+        }
+    }
+
+    const CHILD: &str = "VFIO_USER_GPU_TEST_SIGBUS";
+
+    /// Run by the tests below in a process of its own, which dies of it.
+    #[test]
+    fn sigbus_child() {
+        let Some(how) = std::env::var_os(CHILD) else {
+            return;
+        };
+        let file = memfd(4096);
+        if how == "full" {
+            let whole = || Mapping::new(file.as_fd(), 0, 4096, Access::READ_WRITE);
+            let all: Vec<_> = std::iter::from_fn(|| whole().ok()).collect();
+            ftruncate(&file, 0).unwrap();
+            for mapping in all.iter().step_by(1000) {
+                assert_eq!(first_byte(mapping, 0), 0);
+            }
+            // Threads and large buffers can be had, too.
+            thread::spawn(|| vec![1_u8; 64 << 20]).join().unwrap();
             return;
         }
-        let file = memfd(4096);
         let guarded = map(&file, 1);
         let unguarded: MmapRegion =
             MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap().into(), 0), PAGE)
                 .unwrap();
         ftruncate(&file, 0).unwrap();
+        // The handler is at work: this one is survived.
         first_byte(&guarded, 0);
-        let mut byte = [0_u8];
-        unguarded.get_slice(0, 1).unwrap().copy_to(&mut byte);
+        if how == "fault" {
+            let mut byte = [0_u8];
+            unguarded.get_slice(0, 1).unwrap().copy_to(&mut byte);
+        } else {
+            kill_process(getpid(), Signal::BUS).unwrap();
+        }
+    }
+
+    /// How a process of its own ended.
+    fn ended(how: &str) -> ExitStatus {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "memory::mapping::tests::sigbus_child"])
+            .env(CHILD, how)
+            .output()
+            .unwrap();
+        child.status
+    }
+
+    #[test]
+    fn as_many_mappings_as_can_be_had_are_all_mended() {
+        assert!(ended("full").success());
     }
 
     #[test]
     fn a_fault_elsewhere_still_ends_the_process() {
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "memory::mapping::tests::unguarded_fault_child"])
-            .env(CHILD, "1")
-            .output()
-            .unwrap()
-            .status;
-        assert_eq!(status.signal(), Some(7));
+        assert_eq!(ended("fault").signal(), Some(Signal::BUS.as_raw()));
+    }
+
+    #[test]
+    fn a_sigbus_that_was_sent_still_ends_the_process() {
+        assert_eq!(ended("kill").signal(), Some(Signal::BUS.as_raw()));
     }
 }

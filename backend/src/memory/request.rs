@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 
+use super::iommu::IommuError;
 use super::mapping::MappingError;
 
 /// The granule of IOVAs, sizes and file offsets, in bytes (the `pgsizes` capability).
@@ -154,6 +155,15 @@ pub enum MapError {
         #[source]
         source: MappingError,
     },
+    /// The IOMMU does not take the map, or does not let go of it.
+    #[error("IOMMU, at {iova:#x}")]
+    Iommu {
+        /// The address asked for.
+        iova: u64,
+        /// Why not.
+        #[source]
+        source: IommuError,
+    },
     /// No map has exactly this range.
     #[error("No map at {iova:#x} of {size:#x} bytes")]
     NotMapped {
@@ -178,6 +188,7 @@ impl MapError {
             Self::NotMapped { .. } => Errno::NOENT,
             Self::Status(errno) => *errno,
             Self::Mapping { source, .. } => source.errno(),
+            Self::Iommu { source, .. } => source.errno(),
         }
     }
 }

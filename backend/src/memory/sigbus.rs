@@ -31,6 +31,11 @@ use vmm_sys_util::signal::register_signal_handler;
 const SEGMENT_SLOTS: usize = 1024;
 /// Room for two full clients (65,535 maps each) in one process.
 const SEGMENTS: usize = 128;
+/// Mappings of this process that are left to everything else: the heap, threads, and what a mended range is
+/// split into. Without them the handler could not mend.
+const RESERVED_MAPPINGS: usize = 4096;
+/// `DEFAULT_MAX_MAP_COUNT` of linux/mm.h.
+const DEFAULT_MAX_MAP_COUNT: usize = 65_530;
 /// Fault addresses are rounded down to this: no supported machine has smaller pages.
 const PAGE_MASK: usize = 4095;
 /// The value of [`Slot::lost`] while nothing is lost; no page begins there.
@@ -43,7 +48,9 @@ static TABLE: [OnceLock<Box<[Slot]>>; SEGMENTS] = [const { OnceLock::new() }; SE
 static FREE: Mutex<Free> = Mutex::new(Free {
     slots: Vec::new(),
     segments: 0,
+    taken: 0,
 });
+static LIMIT: OnceLock<usize> = OnceLock::new();
 static INSTALLED: OnceLock<Result<(), Errno>> = OnceLock::new();
 
 /// One range of host addresses, readable by the handler without a lock.
@@ -121,10 +128,14 @@ impl Slot {
 struct Free {
     slots: Vec<&'static Slot>,
     segments: usize,
+    taken: usize,
 }
 
 impl Free {
     fn take(&mut self) -> Option<&'static Slot> {
+        if self.taken >= *LIMIT.get_or_init(limit) {
+            return None;
+        }
         if self.slots.is_empty() {
             let segment = TABLE.get(self.segments)?;
             let slots = segment.get_or_init(|| (0..SEGMENT_SLOTS).map(|_| Slot::new()).collect());
@@ -132,15 +143,30 @@ impl Free {
             // Reversed, so that the first slots are handed out, and found, first.
             self.slots.extend(slots.iter().rev());
         }
-        self.slots.pop()
+        let slot = self.slots.pop()?;
+        self.taken += 1;
+        Some(slot)
     }
+
+    fn give_back(&mut self, slot: &'static Slot) {
+        self.slots.push(slot);
+        self.taken = self.taken.saturating_sub(1);
+    }
+}
+
+/// How many ranges can be guarded, given how many mappings the kernel lets a process have.
+fn limit() -> usize {
+    let setting = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    let setting = setting.and_then(|text| text.trim().parse().ok());
+    let mappings = setting.unwrap_or(DEFAULT_MAX_MAP_COUNT);
+    mappings.saturating_sub(RESERVED_MAPPINGS)
 }
 
 /// Why a range cannot be guarded.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum GuardError {
-    /// The table is full.
-    #[error("More guarded mappings than {}", SEGMENTS * SEGMENT_SLOTS)]
+    /// The table is full, or the process has almost as many mappings as it may have.
+    #[error("No room for another guarded mapping (vm.max_map_count)")]
     Full,
     /// The kernel refused the signal handler.
     #[error("SIGBUS handler not installed")]
@@ -197,8 +223,7 @@ impl Drop for Guard {
         self.slot.set(0, 0);
         FREE.lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .slots
-            .push(self.slot);
+            .give_back(self.slot);
     }
 }
 

@@ -29,6 +29,8 @@ pub struct ConfigSpace {
     pub(super) bars: [Option<Bar>; BAR_COUNT as usize],
     pub(super) rom_size: Option<u32>,
     pub(super) places: Places,
+    /// In front of a real device: which bits are its own. `None` when all are composed.
+    pub(super) live: Option<Vec<u8>>,
 }
 
 impl ConfigSpace {
@@ -54,6 +56,7 @@ impl ConfigSpace {
             bars,
             rom_size,
             places,
+            live: None,
         }
     }
 
@@ -144,6 +147,16 @@ impl ConfigSpace {
         for (value, rule) in self.values.iter_mut().zip(&self.rules) {
             *value = rule.reset;
         }
+    }
+
+    /// The bits of each byte that start a function level reset.
+    pub(super) fn flr_bits(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = u8> + '_ {
+        let rules = self.rules.get(range).unwrap_or_default();
+        rules.iter().map(|rule| rule.flr)
+    }
+
+    pub(super) fn values_mut(&mut self) -> &mut [u8] {
+        &mut self.values
     }
 
     pub(super) fn u8_at(&self, offset: u16) -> u8 {

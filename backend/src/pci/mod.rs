@@ -10,6 +10,9 @@
 //! ConfigSpace::{read, write, reset} ──► Changes        what the caller must act upon
 //! ```
 //!
+//! In front of a real device the space is an overlay instead ([`ConfigSpace::from_device`]): most bits are
+//! read from the device when the guest reads them.
+//!
 //! Everything here is a value: no I/O, no descriptors, no locks. Acting on what a guest wrote
 //! (mapping a BAR, arming an interrupt, resetting the device) is the caller's, told by [`Changes`].
 //!
@@ -42,6 +45,7 @@ mod express;
 mod extended_capability;
 mod layout;
 mod msix_table;
+mod overlay;
 mod range;
 mod register_block;
 pub mod registers;
@@ -58,6 +62,7 @@ pub use config_space::ConfigSpace;
 pub use express::{Express, LinkSpeed};
 pub use extended_capability::{ExtendedCapability, Vsec};
 pub use msix_table::{MsixEntry, MsixTable};
+pub use overlay::{DeviceSizes, OverlayError};
 pub use range::OutOfRange;
 pub use register_block::{Register, RegisterBlock};
 pub use state::{BarState, Command, Identity, MsiState, MsixState, PowerState, RomState};

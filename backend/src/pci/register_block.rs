@@ -54,6 +54,18 @@ impl Register {
         Self::new(offset, 4, reset)
     }
 
+    /// The same register, `offset` bytes further on.
+    pub(super) const fn moved_by(mut self, offset: u16) -> Self {
+        self.offset += offset;
+        self
+    }
+
+    /// The bytes that the register has in its block.
+    pub(super) fn bytes(&self) -> std::ops::Range<usize> {
+        let start = usize::from(self.offset);
+        start..start + self.width
+    }
+
     /// Bits that take what is written.
     pub const fn writable(mut self, mask: u32) -> Self {
         self.write |= mask;

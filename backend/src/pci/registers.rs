@@ -61,6 +61,8 @@ pub const PCI_CLASS_PROG: u16 = 0x09;
 pub const PCI_CACHE_LINE_SIZE: u16 = 0x0c;
 /// Header type, 1 byte; 0 here.
 pub const PCI_HEADER_TYPE: u16 = 0x0e;
+/// In [`PCI_HEADER_TYPE`]: the device has several functions.
+pub const PCI_HEADER_TYPE_MULTI_FUNCTION: u8 = 0x80;
 /// First of six BARs of 4 bytes.
 pub const PCI_BASE_ADDRESS_0: u16 = 0x10;
 /// The BAR is in I/O space.
@@ -96,6 +98,8 @@ pub const PCI_CAP_ID_VNDR: u8 = 0x09;
 pub const PCI_CAP_ID_EXP: u8 = 0x10;
 /// MSI-X.
 pub const PCI_CAP_ID_MSIX: u8 = 0x11;
+/// Advanced Features of conventional PCI.
+pub const PCI_CAP_ID_AF: u8 = 0x13;
 /// Advanced error reporting.
 pub const PCI_EXT_CAP_ID_ERR: u16 = 0x0001;
 /// Device serial number.
@@ -198,6 +202,19 @@ pub const PCI_EXP_LNKCAP2: u16 = 0x2c;
 pub const PCI_EXP_LNKCTL2: u16 = 0x30;
 /// Bytes in the capability, slot registers included.
 pub const PCI_EXP_SIZEOF_V2: u16 = 0x3c;
+
+// Advanced features
+
+/// What there is, 1 byte.
+pub const PCI_AF_CAP: u16 = 3;
+/// Function level reset.
+pub const PCI_AF_CAP_FLR: u8 = 1 << 1;
+/// Control, 1 byte.
+pub const PCI_AF_CTRL: u16 = 4;
+/// Initiate function level reset.
+pub const PCI_AF_CTRL_FLR: u8 = 1 << 0;
+/// Bytes in the capability.
+pub const PCI_AF_SIZEOF: u16 = 6;
 
 // Advanced error reporting
 

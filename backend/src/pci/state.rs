@@ -102,6 +102,14 @@ pub struct BarState {
     pub address: u64,
 }
 
+impl BarState {
+    /// The next register is its upper half.
+    #[must_use]
+    pub const fn is_wide(&self) -> bool {
+        self.bar.slots() == 2
+    }
+}
+
 /// The expansion ROM register as programmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RomState {

@@ -32,7 +32,7 @@ use super::session::{MAX_DATA, Negotiated, Refusal, Session, capabilities};
 use super::twin::Twin;
 use crate::device::{ResetCause, region};
 use crate::interrupts::{self, INDEXES};
-use crate::memory::{Access, Backing, MapRequest};
+use crate::memory::{Access, Backing, MapError, MapRequest};
 
 type Done = Result<(), Refusal>;
 
@@ -156,10 +156,11 @@ impl Session {
             if (unmap.address, unmap.size) != (0, 0) {
                 return Err(bad("dma_unmap.address", unmap.address | unmap.size));
             }
-            memory.unmap_all();
+            memory.unmap_all()?;
         } else if let Err(error) = memory.unmap(unmap.address, unmap.size) {
             // The specification wants an exact match; QEMU removes a virtual IOMMU's region in one piece.
-            if memory.unmap_range(unmap.address, unmap.size) == 0 {
+            let inexact = matches!(error, MapError::NotMapped { .. });
+            if !inexact || memory.unmap_range(unmap.address, unmap.size)? == 0 {
                 return Err(error.into());
             }
         }
@@ -195,14 +196,9 @@ impl Session {
         info.flags |= if found.readable { REGION_READ } else { 0 };
         info.flags |= if found.writable { REGION_WRITE } else { 0 };
         let mut capabilities = Vec::new();
-        if let Some(mapping) = self.function.device().mapping(index) {
-            let fd = mapping.fd.try_clone_to_owned();
-            let fd = fd.map_err(|source| Refusal::Os {
-                what: "Region descriptor",
-                source,
-            })?;
+        if let Some(mapping) = self.function.device().mapping(index)? {
             // In every reply, with and without capabilities: clients differ in which they look at.
-            self.reply.fds.push(fd);
+            self.reply.fds.push(mapping.fd);
             info.flags |= REGION_MMAP;
             info.offset = mapping.offset;
             if let Some(areas) = mapping.areas {

@@ -17,6 +17,9 @@ mod serve;
 mod session;
 mod twin;
 
+#[cfg(test)]
+mod tests;
+
 pub use endpoint::{Endpoint, EndpointError, SocketOptions};
-pub use serve::{ServeError, ServeOptions, serve};
+pub use serve::{ServeError, ServeOptions, Signals, serve};
 pub use session::{Refusal, Session, SessionError, capabilities, print_capabilities};

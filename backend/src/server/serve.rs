@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
@@ -37,6 +37,7 @@ use crate::report::chain;
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
 const FINISHED: u64 = 2;
+const RELEASE: u64 = 3;
 /// Tokens from here on are connections that have not become sessions.
 const WAITING: u64 = 16;
 /// How many of those are kept; one more, and the oldest is closed.
@@ -57,8 +58,8 @@ pub enum ServeError {
     /// The loop could not be set up or continued.
     #[error("Main loop")]
     Loop(#[source] io::Error),
-    /// The device could not be brought to rest at the end.
-    #[error("Device not reset at the end")]
+    /// The device could not be brought to rest after a client. Nobody may be served what it left.
+    #[error("Device not reset")]
     Reset(#[source] device::Error),
 }
 
@@ -74,23 +75,42 @@ impl From<Errno> for ServeError {
     }
 }
 
-/// Serves clients until SIGTERM or SIGINT, or, if the endpoint is one client, until it leaves.
+/// SIGTERM and SIGINT, caught. To be made before there is a socket path, which dying would leave behind.
+#[derive(Debug)]
+pub struct Signals(UnixStream);
+
+impl Signals {
+    /// Catches them from now on.
+    ///
+    /// # Errors
+    /// The errno of sigaction(2) or socketpair(2).
+    pub fn catch() -> Result<Self, ServeError> {
+        let (caught, raised) = UnixStream::pair()?;
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::low_level::pipe::register(signal, raised.try_clone()?)?;
+        }
+        Ok(Self(caught))
+    }
+}
+
+/// Serves clients until SIGTERM or SIGINT, until the device is wanted back, or, if the endpoint is one
+/// client, until it leaves.
 ///
 /// # Errors
 /// [`ServeError`].
 pub fn serve(
     endpoint: Endpoint,
+    signals: &Signals,
     function: &Arc<Function>,
     options: &ServeOptions,
 ) -> Result<(), ServeError> {
-    let (signals, raised) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::low_level::pipe::register(signal, raised.try_clone()?)?;
-    }
     let poller = Poller::new()?;
-    poller.add(signals.as_fd(), SIGNAL)?;
+    poller.add(signals.0.as_fd(), SIGNAL)?;
     let finished = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     poller.add(finished.as_fd(), FINISHED)?;
+    if let Some(request) = function.device().release_request() {
+        poller.add(request, RELEASE)?;
+    }
     let mut server = Server {
         function,
         options,
@@ -101,10 +121,10 @@ pub fn serve(
         next_token: WAITING,
     };
     let served = server.run(endpoint);
-    server.end_session();
+    let ended = server.end_session();
     // Whatever the clients wanted kept, nothing of theirs runs on without this process.
     let rested = function.disconnect(true).map_err(ServeError::Reset);
-    served.and(rested)
+    served.and(ended).and(rested)
 }
 
 struct Server<'a> {
@@ -165,8 +185,13 @@ impl Server<'_> {
                         info!("Ending on a signal");
                         return Ok(());
                     }
+                    (RELEASE, _) => {
+                        // The kernel waits, and asks again and again, until the device is closed.
+                        warn!("The kernel wants the device back: ending");
+                        return Ok(());
+                    }
                     (FINISHED, _) => {
-                        self.end_session();
+                        self.end_session()?;
                         if listener.is_none() {
                             return Ok(());
                         }
@@ -238,8 +263,7 @@ impl Server<'_> {
         match &self.session {
             None => self.attach(client.stream)?,
             Some(session) if session.is_ending() => {
-                // Whoever holds the other end of its twin socket must not keep the newcomer waiting.
-                session.closer.close();
+                session.closer.close_twin();
                 client.spoken = true;
                 self.waiting.push_back(client);
             }
@@ -282,22 +306,28 @@ impl Server<'_> {
     }
 
     /// Ends the session, if there is one, and waits until the function is clean.
-    fn end_session(&mut self) {
+    fn end_session(&mut self) -> Result<(), ServeError> {
         let Some(Running { closer, thread }) = self.session.take() else {
-            return;
+            return Ok(());
         };
         closer.close();
-        match thread.join() {
-            Ok(Ok(())) => peer_log!(Info, "Client left"),
-            Ok(Err(error)) => peer_log!(Warn, "Session ended: {}", chain(&error)),
+        let cleaned = match thread.join() {
+            Ok(Ok(())) => {
+                peer_log!(Info, "Client left");
+                Ok(())
+            }
+            Ok(Err(SessionError::Reset(error))) => Err(error),
+            Ok(Err(error)) => {
+                peer_log!(Warn, "Session ended: {}", chain(&error));
+                Ok(())
+            }
             Err(_) => {
                 error!("Session ended by a defect in this program; the device is reset");
-                if let Err(error) = self.function.disconnect(true) {
-                    error!("Device not reset: {}", chain(&error));
-                }
+                self.function.disconnect(true)
             }
-        }
+        };
         let _ = rustix::io::read(&*self.finished, &mut [0; 8]);
+        cleaned.map_err(ServeError::Reset)
     }
 }
 

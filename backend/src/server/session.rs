@@ -64,7 +64,7 @@ pub fn print_capabilities() -> serde_json::Value {
     let extension = capabilities().extension.unwrap_or_default();
     serde_json::json!({
         "type": "vfio-user",
-        "features": ["model"],
+        "features": ["kernel", "model"],
         "protocol": { "major": version::MAJOR, "minor": version::MINOR },
         "extensions": { (extension::KEY): extension.features },
     })
@@ -180,6 +180,11 @@ impl Closer {
     /// Ends every wait of the session for its client.
     pub(super) fn close(&self) {
         let _ = self.main.shutdown(Shutdown::Both);
+        self.close_twin();
+    }
+
+    /// Ends the waits for answers on the twin socket: its other end may outlive the client.
+    pub(super) fn close_twin(&self) {
         if let Some(twin) = self.twin.get() {
             twin.close();
         }
@@ -187,8 +192,7 @@ impl Closer {
 
     /// The client's end is closed, though the session may not have come to see it.
     pub(super) fn client_has_left(&self) -> bool {
-        // Hanging up is reported whatever is asked for.
-        let mut ended = [PollFd::new(&*self.main, PollFlags::empty())];
+        let mut ended = [PollFd::new(&*self.main, PollFlags::RDHUP)];
         matches!(poll(&mut ended, Some(&Timespec::default())), Ok(1))
     }
 }
@@ -260,8 +264,9 @@ impl Session {
             Some(_) => self.function.disconnect(self.reset_on_disconnect),
             None => Ok(()),
         };
-        served?;
-        cleaned.map_err(SessionError::Reset)
+        // That the device is not fit for the next client matters more than how this one left.
+        cleaned.map_err(SessionError::Reset)?;
+        served
     }
 
     fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {

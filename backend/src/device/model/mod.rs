@@ -122,7 +122,8 @@ impl ModelGpu {
     fn check(&self, region: u32, offset: u64, length: usize) -> Result<(), Error> {
         let size = self.region(region).size;
         match offset.checked_add(length as u64) {
-            Some(end) if end <= size => Ok(()),
+            // A region that is not there takes not even an access of no bytes.
+            Some(end) if size > 0 && end <= size => Ok(()),
             _ => Err(Error::OutOfRange {
                 region,
                 offset,
@@ -160,12 +161,19 @@ impl Device for ModelGpu {
         }
     }
 
-    fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
-        (index == VRAM_REGION).then(|| Mapping {
-            fd: self.vram.fd(),
+    fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
+        if index != VRAM_REGION {
+            return Ok(None);
+        }
+        let fd = self.vram.share().map_err(|source| Error::Io {
+            what: "Descriptor of VRAM",
+            source,
+        })?;
+        Ok(Some(Mapping {
+            fd,
             offset: 0,
             areas: None,
-        })
+        }))
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
@@ -258,11 +266,14 @@ impl Device for ModelGpu {
         self.lines.intx_status()
     }
 
-    /// Zeroes VRAM whatever the cause, so that nothing leaks to the next client.
-    fn reset(&self, _cause: ResetCause) -> Result<(), Error> {
+    /// Zeroes VRAM whatever the cause; the next client gets another memory than the last.
+    fn reset(&self, cause: ResetCause) -> Result<(), Error> {
         let zeroed = self.engine.reset(|| {
             self.lock_display().reset();
-            self.vram.zero()
+            match cause {
+                ResetCause::Disconnect => self.vram.renew(),
+                ResetCause::Client | ResetCause::FunctionLevel => self.vram.zero(),
+            }
         });
         zeroed.map_err(|error| Error::Io {
             what: "Clearing VRAM",

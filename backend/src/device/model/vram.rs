@@ -6,9 +6,9 @@
 //! [`Vram::zero`].
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{
     FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, fallocate, fcntl_add_seals,
@@ -84,10 +84,17 @@ pub enum VramFault {
 /// Video memory, zero at first, of which only what is touched takes room.
 #[derive(Debug)]
 pub struct Vram {
-    file: OwnedFd,
     size: u64,
-    /// Replaced only when it was lost.
-    mapping: RwLock<Mapping>,
+    /// Its file has a name and is kept for whoever looks at it.
+    named: bool,
+    memory: RwLock<Memory>,
+}
+
+/// The file and where it is mapped.
+#[derive(Debug)]
+struct Memory {
+    file: OwnedFd,
+    mapping: Mapping,
 }
 
 impl Vram {
@@ -97,13 +104,7 @@ impl Vram {
     /// A bad size, or what the operating system says.
     pub fn anonymous(size: u64) -> Result<Self, VramError> {
         check_size(size)?;
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = memfd_create("model-gpu-vram", flags).map_err(refused("memfd_create"))?;
-        ftruncate(&file, size).map_err(refused("ftruncate"))?;
-        // SEAL too: the client must not add a seal against writing, which would forbid punching holes.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        fcntl_add_seals(&file, seals).map_err(refused("sealing the size"))?;
-        Self::over(file, size)
+        Self::over(sealed_memfd(size)?, size, false)
     }
 
     /// VRAM in a file, created if need be, so that what the guest drew can be looked at. Its former contents
@@ -122,17 +123,17 @@ impl Vram {
             return Err(VramError::NotAFile(path.to_path_buf()));
         }
         ftruncate(&file, size).map_err(refused("ftruncate"))?;
-        let vram = Self::over(file, size)?;
+        let vram = Self::over(file, size, true)?;
         vram.zero()?;
         Ok(vram)
     }
 
-    fn over(file: OwnedFd, size: u64) -> Result<Self, VramError> {
-        let mapping = Mapping::new(file.as_fd(), 0, size, Access::READ_WRITE)?;
+    fn over(file: OwnedFd, size: u64, named: bool) -> Result<Self, VramError> {
+        let memory = RwLock::new(Memory::new(file, size)?);
         Ok(Self {
-            file,
             size,
-            mapping: RwLock::new(mapping),
+            named,
+            memory,
         })
     }
 
@@ -142,14 +143,20 @@ impl Vram {
         self.size
     }
 
-    /// The file, for the client to map from offset 0.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// A descriptor of the file, for the client to map from offset 0.
+    ///
+    /// # Errors
+    /// The errno of dup(2).
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.memory().file.try_clone()
     }
 
-    fn mapping(&self) -> RwLockReadGuard<'_, Mapping> {
-        self.mapping.read().unwrap_or_else(PoisonError::into_inner)
+    fn memory(&self) -> RwLockReadGuard<'_, Memory> {
+        self.memory.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn memory_mut(&self) -> RwLockWriteGuard<'_, Memory> {
+        self.memory.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls `visit` with part of the memory, which must not use this VRAM itself.
@@ -162,9 +169,10 @@ impl Vram {
         length: u64,
         visit: impl FnOnce(VolatileSlice<'_>) -> R,
     ) -> Result<R, VramFault> {
-        let mapping = self.mapping();
-        let result = visit(part(&mapping, offset, length)?);
-        check_kept(&mapping, offset, length)?;
+        let memory = self.memory();
+        let mapping = &memory.mapping;
+        let result = visit(part(mapping, offset, length)?);
+        check_kept(mapping, offset, length)?;
         Ok(result)
     }
 
@@ -173,11 +181,12 @@ impl Vram {
     /// # Errors
     /// As [`Self::with`].
     pub fn copy(&self, src: u64, dst: u64, length: u64) -> Result<(), VramFault> {
-        let mapping = self.mapping();
-        let source = part(&mapping, src, length)?;
-        source.copy_to_volatile_slice(part(&mapping, dst, length)?);
-        check_kept(&mapping, src, length)?;
-        check_kept(&mapping, dst, length)
+        let memory = self.memory();
+        let mapping = &memory.mapping;
+        let source = part(mapping, src, length)?;
+        source.copy_to_volatile_slice(part(mapping, dst, length)?);
+        check_kept(mapping, src, length)?;
+        check_kept(mapping, dst, length)
     }
 
     /// Fills `data` from VRAM.
@@ -203,38 +212,71 @@ impl Vram {
     /// # Errors
     /// What the operating system says; the contents are then unknown.
     pub fn zero(&self) -> Result<(), VramError> {
-        let status = fstat(&self.file).map_err(refused("fstat"))?;
+        let mut memory = self.memory_mut();
+        let status = fstat(&memory.file).map_err(refused("fstat"))?;
         if u64::try_from(status.st_size) != Ok(self.size) {
-            ftruncate(&self.file, self.size).map_err(refused("ftruncate"))?;
+            ftruncate(&memory.file, self.size).map_err(refused("ftruncate"))?;
         }
         let all = usize::try_from(self.size).unwrap_or(usize::MAX);
-        if self.mapping().lost_within(0, all).is_some() {
-            let whole = Mapping::new(self.file.as_fd(), 0, self.size, Access::READ_WRITE)?;
-            *self.mapping.write().unwrap_or_else(PoisonError::into_inner) = whole;
+        if memory.mapping.lost_within(0, all).is_some() {
+            memory.mapping = Mapping::new(memory.file.as_fd(), 0, self.size, Access::READ_WRITE)?;
         }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, punch, 0, self.size) {
+        match fallocate(&memory.file, punch, 0, self.size) {
             Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP) => self.write_zeros().map_err(refused("writing zeros")),
+            Err(Errno::OPNOTSUPP) => {
+                write_zeros(&memory.file, self.size).map_err(refused("writing zeros"))
+            }
             Err(errno) => Err(refused("punching a hole")(errno)),
         }
     }
 
-    /// For file systems that cannot punch holes.
-    fn write_zeros(&self) -> Result<(), Errno> {
-        let zeros = vec![0; ZERO_CHUNK];
-        let mut offset = 0;
-        while offset < self.size {
-            let rest = usize::try_from(self.size - offset).unwrap_or(ZERO_CHUNK);
-            match pwrite(&self.file, &zeros[..rest.min(ZERO_CHUNK)], offset) {
-                Ok(0) => return Err(Errno::IO),
-                Ok(written) => offset += written as u64,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
+    /// Zeros for another client: one that kept its descriptor or mapping has no part in them. (A named file
+    /// stays the same file; whoever can open it was trusted with it.)
+    ///
+    /// # Errors
+    /// What the operating system says; the contents are then unknown.
+    pub fn renew(&self) -> Result<(), VramError> {
+        if self.named {
+            return self.zero();
         }
+        *self.memory_mut() = Memory::new(sealed_memfd(self.size)?, self.size)?;
         Ok(())
     }
+}
+
+impl Memory {
+    fn new(file: OwnedFd, size: u64) -> Result<Self, VramError> {
+        let mapping = Mapping::new(file.as_fd(), 0, size, Access::READ_WRITE)?;
+        Ok(Self { file, mapping })
+    }
+}
+
+/// A memfd whose size nobody can change.
+fn sealed_memfd(size: u64) -> Result<OwnedFd, VramError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = memfd_create("model-gpu-vram", flags).map_err(refused("memfd_create"))?;
+    ftruncate(&file, size).map_err(refused("ftruncate"))?;
+    // SEAL too: the client must not add a seal against writing, which would forbid punching holes.
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals).map_err(refused("sealing the size"))?;
+    Ok(file)
+}
+
+/// For file systems that cannot punch holes.
+fn write_zeros(file: &OwnedFd, size: u64) -> Result<(), Errno> {
+    let zeros = vec![0; ZERO_CHUNK];
+    let mut offset = 0;
+    while offset < size {
+        let rest = usize::try_from(size - offset).unwrap_or(ZERO_CHUNK);
+        match pwrite(file, &zeros[..rest.min(ZERO_CHUNK)], offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => offset += written as u64,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 fn part(mapping: &Mapping, offset: u64, length: u64) -> Result<VolatileSlice<'_>, VramFault> {
@@ -275,8 +317,8 @@ mod tests {
 
     use super::*;
 
-    fn blocks(file: BorrowedFd<'_>) -> i64 {
-        fstat(file).unwrap().st_blocks
+    fn blocks(vram: &Vram) -> i64 {
+        fstat(vram.share().unwrap()).unwrap().st_blocks
     }
 
     /// A path that no other test has, removed at the end.
@@ -306,7 +348,7 @@ mod tests {
     #[test]
     fn a_client_cannot_resize_or_seal_it() {
         let vram = Vram::anonymous(MIN_SIZE).unwrap();
-        let client = vram.fd().try_clone_to_owned().unwrap();
+        let client = vram.share().unwrap();
         assert_eq!(ftruncate(&client, 0), Err(Errno::PERM));
         assert_eq!(ftruncate(&client, 2 * MIN_SIZE), Err(Errno::PERM));
         let seal = fcntl_add_seals(&client, SealFlags::FUTURE_WRITE);
@@ -321,16 +363,31 @@ mod tests {
     #[test]
     fn room_is_taken_by_use_and_given_back() {
         let vram = Vram::anonymous(1 << 30).unwrap();
-        assert_eq!(blocks(vram.fd()), 0);
+        assert_eq!(blocks(&vram), 0);
         vram.write((1 << 30) - 2, &[5, 6]).unwrap();
         let mut back = [0; 2];
-        pread(vram.fd(), &mut back, (1 << 30) - 2).unwrap();
+        pread(vram.share().unwrap(), &mut back, (1 << 30) - 2).unwrap();
         assert_eq!(back, [5, 6]);
-        assert!(blocks(vram.fd()) > 0);
+        assert!(blocks(&vram) > 0);
         vram.zero().unwrap();
-        assert_eq!(blocks(vram.fd()), 0);
+        assert_eq!(blocks(&vram), 0);
         vram.read((1 << 30) - 2, &mut back).unwrap();
         assert_eq!(back, [0, 0]);
+    }
+
+    #[test]
+    fn a_former_client_has_no_part_in_renewed_vram() {
+        let vram = Vram::anonymous(MIN_SIZE).unwrap();
+        let former = vram.share().unwrap();
+        pwrite(&former, b"left", 0).unwrap();
+        vram.renew().unwrap();
+        pwrite(&former, b"late", 0).unwrap();
+        let mut seen = [1; 4];
+        vram.read(0, &mut seen).unwrap();
+        assert_eq!(seen, [0; 4]);
+        vram.write(0, b"next").unwrap();
+        pread(&former, &mut seen, 0).unwrap();
+        assert_eq!(&seen, b"late");
     }
 
     #[test]
@@ -369,7 +426,7 @@ mod tests {
         let path = TempPath::new("truncated");
         let vram = Vram::named(&path.0, MIN_SIZE).unwrap();
         vram.write(0x8000, &[1]).unwrap();
-        ftruncate(vram.fd(), 0x4000).unwrap();
+        ftruncate(vram.share().unwrap(), 0x4000).unwrap();
         assert_eq!(
             vram.read(0x8000, &mut [0]),
             Err(VramFault::Lost { offset: 0x8000 })
@@ -377,7 +434,7 @@ mod tests {
         vram.zero().unwrap();
         vram.write(0x8000, &[2]).unwrap();
         let mut byte = [0];
-        pread(vram.fd(), &mut byte, 0x8000).unwrap();
+        pread(vram.share().unwrap(), &mut byte, 0x8000).unwrap();
         assert_eq!(byte, [2]);
     }
 
@@ -385,7 +442,7 @@ mod tests {
     fn zeros_can_be_written_too() {
         let vram = Vram::anonymous(4 * MIN_SIZE).unwrap();
         vram.write(4 * MIN_SIZE - 1, &[9]).unwrap();
-        vram.write_zeros().unwrap();
+        write_zeros(&vram.share().unwrap(), 4 * MIN_SIZE).unwrap();
         let mut byte = [1];
         vram.read(4 * MIN_SIZE - 1, &mut byte).unwrap();
         assert_eq!(byte, [0]);

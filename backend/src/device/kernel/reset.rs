@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The ladder of resets: which of them the device has, in the order they are tried.
+//!
+//! 1. `VFIO_DEVICE_RESET` (function level, or what the kernel finds), unless all that stands behind it is
+//!    a power cycle of the function, which forgets less;
+//! 2. a hot reset of the bus, when every function it hits is ours;
+//! 3. the function's way through D3hot, when that loses its state (No_Soft_Reset is 0).
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use log::{debug, warn};
+use rustix::io::Errno;
+
+use super::vfio::Vfio;
+use crate::pci::Capabilities;
+use crate::pci::registers::{
+    PCI_AF_CAP, PCI_AF_CAP_FLR, PCI_CAP_ID_AF, PCI_CAP_ID_EXP, PCI_CAP_ID_PM, PCI_EXP_DEVCAP,
+    PCI_EXP_DEVCAP_FLR, PCI_PM_CTRL, PCI_PM_CTRL_NO_SOFT_RESET,
+};
+
+/// Tries of a reset that somebody else's work on the device keeps from starting.
+const TRIES: usize = 3;
+
+/// One kind of reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rung {
+    /// `VFIO_DEVICE_RESET`.
+    Function,
+    /// `VFIO_DEVICE_PCI_HOT_RESET`.
+    Hot,
+    /// D3hot and back, by the PMCSR at this config offset.
+    Power(u16),
+}
+
+/// A VFIO group that this process holds.
+#[derive(Debug)]
+pub struct Group {
+    /// Its number.
+    pub id: u32,
+    /// Its descriptor: proof of ownership.
+    pub fd: OwnedFd,
+}
+
+/// The resets of one device.
+#[derive(Debug)]
+pub(super) struct Ladder {
+    rungs: Vec<Rung>,
+}
+
+impl Ladder {
+    /// Finds out what there is. `function` is what the kernel says of `VFIO_DEVICE_RESET`; `config` is the
+    /// device's config space, not trusted.
+    pub(super) fn new(vfio: &Vfio, function: bool, config: &[u8], group: Option<&Group>) -> Self {
+        let hot = match vfio.hot_reset_info() {
+            Ok(info) => {
+                debug!("A hot reset would hit {:?}", info.dependents);
+                info.is_ours(group.map(|group| group.id))
+            }
+            Err(_) => false,
+        };
+        let power = power_reset(config);
+        let mut rungs = Vec::new();
+        // Nothing but a power cycle may stand behind VFIO_DEVICE_RESET then.
+        let weak = power.is_some() && !has_flr(config);
+        if function && !weak {
+            rungs.push(Rung::Function);
+        }
+        if hot {
+            rungs.push(Rung::Hot);
+        }
+        if function && weak {
+            rungs.push(Rung::Function);
+        }
+        rungs.extend(power.map(Rung::Power));
+        Self { rungs }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rungs.is_empty()
+    }
+
+    /// Takes the first rung that holds. `config` writes to config space.
+    pub(super) fn reset(
+        &self,
+        vfio: &Vfio,
+        group: Option<&Group>,
+        mut config: impl FnMut(u64, &[u8]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut last = Errno::NOTTY;
+        for rung in &self.rungs {
+            let done = match *rung {
+                Rung::Function => retried(|| vfio.reset()),
+                Rung::Hot => {
+                    let groups: Vec<_> = group.iter().map(|group| group.fd.as_fd()).collect();
+                    retried(|| vfio.hot_reset(&groups))
+                }
+                Rung::Power(at) => config(at.into(), &[3]).and_then(|()| config(at.into(), &[0])),
+            };
+            match done {
+                Ok(()) => return Ok(()),
+                Err(errno) => {
+                    warn!("{rung:?} reset of the device: {errno}");
+                    last = errno;
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+/// The kernel does not wait for whoever holds the device's lock.
+fn retried(mut reset: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut done = reset();
+    for _ in 1..TRIES {
+        if done != Err(Errno::AGAIN) {
+            break;
+        }
+        std::thread::yield_now();
+        done = reset();
+    }
+    done
+}
+
+fn find(config: &[u8], wanted: u8) -> Option<u16> {
+    Capabilities::new(config).find_map(|(id, at)| (id == wanted).then_some(at))
+}
+
+fn bytes<const N: usize>(config: &[u8], at: u16) -> Option<[u8; N]> {
+    config.get(usize::from(at)..)?.first_chunk().copied()
+}
+
+fn has_flr(config: &[u8]) -> bool {
+    let express = find(config, PCI_CAP_ID_EXP)
+        .and_then(|at| bytes(config, at + PCI_EXP_DEVCAP))
+        .is_some_and(|caps| u32::from_le_bytes(caps) & PCI_EXP_DEVCAP_FLR != 0);
+    let advanced = find(config, PCI_CAP_ID_AF)
+        .and_then(|at| bytes(config, at + PCI_AF_CAP))
+        .is_some_and(|[caps]| caps & PCI_AF_CAP_FLR != 0);
+    express || advanced
+}
+
+/// Where the PMCSR of a function is that loses its state in D3hot.
+fn power_reset(config: &[u8]) -> Option<u16> {
+    let at = find(config, PCI_CAP_ID_PM)? + PCI_PM_CTRL;
+    let control = u16::from_le_bytes(bytes(config, at)?);
+    (control & PCI_PM_CTRL_NO_SOFT_RESET == 0).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::device::kernel::fake::{Asked, Fake, Script};
+    use crate::device::kernel::file::Request;
+
+    const DEV_ID: u32 = 1;
+    const OWNED: u32 = 2;
+
+    fn row(id: u32) -> [u8; 8] {
+        let [a, b, c, d] = id.to_ne_bytes();
+        [a, b, c, d, 0, 0, 1, 0]
+    }
+
+    fn group(id: u32) -> Group {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        Group { id, fd }
+    }
+
+    /// Config space with a power management and an express capability.
+    fn config(soft_reset: bool, flr: bool) -> Vec<u8> {
+        let mut config = vec![0; 256];
+        config[6] = 0x10;
+        config[0x34] = 0x40;
+        config[0x40..0x42].copy_from_slice(&[1, 0x50]);
+        config[0x44] = if soft_reset { 0 } else { 8 };
+        config[0x50] = 0x10;
+        config[0x57] = if flr { 0x10 } else { 0 };
+        config
+    }
+
+    fn ladder(
+        function: bool,
+        config: &[u8],
+        hot: Option<(u32, Vec<[u8; 8]>)>,
+        group: Option<&Group>,
+    ) -> (Arc<Fake>, Vfio, Ladder) {
+        let fake = Arc::new(Fake::new(Script {
+            hot_reset: hot,
+            ..Script::default()
+        }));
+        let vfio = Vfio::new(Arc::clone(&fake) as _);
+        let ladder = Ladder::new(&vfio, function, config, group);
+        (fake, vfio, ladder)
+    }
+
+    fn rungs(
+        function: bool,
+        config: &[u8],
+        hot: Option<(u32, Vec<[u8; 8]>)>,
+        group: Option<&Group>,
+    ) -> Vec<Rung> {
+        ladder(function, config, hot, group).2.rungs
+    }
+
+    #[test]
+    fn the_strongest_reset_comes_first() {
+        use Rung::{Function, Hot, Power};
+        let ours = group(7);
+        let alone = || Some((0, vec![row(7), row(7)]));
+        assert_eq!(
+            rungs(true, &config(true, true), alone(), Some(&ours)),
+            [Function, Hot, Power(0x44)]
+        );
+        assert_eq!(
+            rungs(true, &config(true, false), alone(), Some(&ours)),
+            [Hot, Function, Power(0x44)],
+            "only a power cycle stands behind it"
+        );
+        assert_eq!(rungs(true, &config(false, false), None, None), [Function]);
+        assert_eq!(
+            rungs(false, &config(true, false), None, None),
+            [Power(0x44)]
+        );
+        assert_eq!(rungs(false, &config(false, false), None, None), []);
+    }
+
+    #[test]
+    fn a_hot_reset_needs_every_function() {
+        let none = config(false, false);
+        let ours = group(7);
+        let hot = |info, group| rungs(false, &none, Some(info), group) == [Rung::Hot];
+        assert!(
+            !hot((0, vec![row(7), row(8)]), Some(&ours)),
+            "another group"
+        );
+        assert!(!hot((0, vec![row(7)]), None), "no group descriptor");
+        assert!(!hot((0, vec![]), Some(&ours)));
+        assert!(hot((DEV_ID | OWNED, vec![row(0), row(3)]), None));
+        assert!(!hot((DEV_ID, vec![row(3)]), None), "not owned");
+        assert!(!hot((DEV_ID | OWNED, vec![row(u32::MAX)]), None));
+    }
+
+    #[test]
+    fn a_rung_that_breaks_is_followed_by_the_next() {
+        let ours = group(7);
+        let hot = Some((0, vec![row(7)]));
+        let (fake, vfio, ladder) = ladder(true, &config(true, true), hot, Some(&ours));
+        let mut written = Vec::new();
+        let mut config = |at: u64, data: &[u8]| {
+            written.push((at, data.to_vec()));
+            Ok(())
+        };
+        fake.script().fail = vec![(Request::Reset, Errno::IO)];
+        ladder.reset(&vfio, Some(&ours), &mut config).unwrap();
+        assert_eq!(fake.take_asked(), [Asked::HotReset(1)]);
+        fake.script().fail = vec![
+            (Request::Reset, Errno::IO),
+            (Request::HotReset, Errno::PERM),
+        ];
+        ladder.reset(&vfio, Some(&ours), &mut config).unwrap();
+        assert_eq!(written, [(0x44, vec![3]), (0x44, vec![0])]);
+        fake.script().fail = vec![(Request::Reset, Errno::AGAIN); 2];
+        ladder.reset(&vfio, Some(&ours), |_, _| Ok(())).unwrap();
+        assert_eq!(fake.take_asked(), [Asked::Reset], "tried again");
+    }
+
+    #[test]
+    fn without_a_rung_there_is_no_reset() {
+        let (_, vfio, ladder) = ladder(false, &[0; 256], None, None);
+        assert!(ladder.is_empty());
+        assert_eq!(ladder.reset(&vfio, None, |_, _| Ok(())), Err(Errno::NOTTY));
+    }
+}

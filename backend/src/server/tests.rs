@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Sessions with the model GPU over a socket pair, where the order of things matters.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use vfio_user_protocol::deframer::Frame;
+use vfio_user_protocol::extension::{self, IrqRoutes};
+use vfio_user_protocol::transport::{Receiver, Sender, split};
+use vfio_user_protocol::version::{Capabilities, Extension, TwinSocket, Version};
+use vfio_user_protocol::{Command, Header};
+
+use super::endpoint::Endpoint;
+use super::serve::{ServeError, ServeOptions, Signals, serve};
+use super::session::Session;
+use crate::device::model::{ModelGpu, ModelOptions, vram};
+use crate::device::{Device, Error, Mapping, Region, ResetCause, region};
+use crate::function::Function;
+use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
+use crate::pci::ConfigSpace;
+use crate::pci::registers::{PCI_CAP_ID_MSIX, PCI_COMMAND};
+
+/// Long enough for a busy machine; only a failure waits for it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The client's side of one socket.
+struct Peer {
+    receiver: Receiver,
+    sender: Sender,
+}
+
+impl Peer {
+    fn new(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (receiver, sender) = split(stream, 1 << 16);
+        Self { receiver, sender }
+    }
+
+    fn next(&mut self) -> Option<(Header, Vec<u8>, Vec<OwnedFd>)> {
+        match self.receiver.receive().expect("a message in time")? {
+            Frame::Message { header, body, fds } => Some((header, body.to_vec(), fds)),
+            Frame::TooLong(header) => panic!("{header:?}"),
+        }
+    }
+
+    fn call(&mut self, command: Command, body: &[u8]) -> (Header, Vec<u8>, Vec<OwnedFd>) {
+        let request = Header::request(1, command, body.len());
+        self.sender.send(&request, &[body], &[]).unwrap();
+        self.next().expect("a reply")
+    }
+
+    /// VERSION with an offer of the twin socket and `irq_routes`; the twin socket.
+    fn negotiate_twin(&mut self) -> Self {
+        let offer = Capabilities {
+            twin_socket: Some(TwinSocket {
+                supported: true,
+                fd_index: None,
+            }),
+            extension: Some(Extension {
+                version: extension::VERSION,
+                features: vec![extension::IRQ_ROUTES.to_owned()],
+            }),
+            ..Capabilities::default()
+        };
+        let (reply, _, mut fds) = self.call(Command::Version, &offer.encode(Version::default()));
+        assert_eq!(reply.error(), None);
+        Self::new(UnixStream::from(fds.pop().expect("a twin socket")))
+    }
+}
+
+fn function_of(model: impl FnOnce(ModelGpu) -> Arc<dyn Device>) -> Arc<Function> {
+    let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
+    let options = ModelOptions {
+        vram_size: vram::MIN_SIZE,
+        vram_file: None,
+    };
+    let gpu = ModelGpu::new(&options, Arc::clone(&memory)).unwrap();
+    Arc::new(Function::new(model(gpu), memory))
+}
+
+/// A device with MSI-X enabled, as an earlier guest left it with --on-disconnect keep.
+fn kept_function() -> Arc<Function> {
+    let function = function_of(|gpu| Arc::new(gpu));
+    let config = function.device().config_space();
+    let mut capabilities = config.capabilities();
+    let (_, msix) = capabilities
+        .find(|(id, _)| *id == PCI_CAP_ID_MSIX)
+        .expect("MSI-X");
+    let command = PCI_COMMAND.into();
+    function.write(region::CONFIG, command, &[6, 0]).unwrap();
+    let control = u64::from(msix) + 3;
+    function.write(region::CONFIG, control, &[0x80]).unwrap();
+    function
+}
+
+/// Serves at a path in a folder of its own; how serving ended.
+fn serve_at(
+    path: &Path,
+    function: Arc<Function>,
+    reset_on_disconnect: bool,
+) -> mpsc::Receiver<Result<(), ServeError>> {
+    let listener = UnixListener::bind(path).unwrap();
+    let (result, served) = mpsc::channel();
+    thread::spawn(move || {
+        let options = ServeOptions {
+            reset_on_disconnect,
+            allowed_uids: Vec::new(),
+        };
+        let signals = Signals::catch().unwrap();
+        let endpoint = Endpoint::Listening(listener.into());
+        let served = serve(endpoint, &signals, &function, &options);
+        // Nobody asks where serving is not to end.
+        let _ = result.send(served);
+    });
+    served
+}
+
+#[test]
+fn routes_of_a_kept_device_are_told_once_the_client_has_the_twin_socket() {
+    let function = kept_function();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (session, receiver) = Session::new(function, ours, false).unwrap();
+    let session = thread::spawn(move || session.run(receiver));
+    let mut client = Peer::new(theirs);
+    let mut twin = client.negotiate_twin();
+    let (told, body, _) = twin.next().expect("the routes");
+    assert_eq!(told.command, u16::from(Command::IrqRoutes));
+    let (fixed, _) = IrqRoutes::decode(&body).unwrap();
+    assert_eq!((fixed.index, fixed.start, fixed.count), (2, 0, 8));
+    // Gone without an answer: the session ends all the same.
+    drop((client, twin));
+    session.join().unwrap().unwrap();
+}
+
+#[test]
+fn the_next_client_need_not_wait_for_the_twin_socket_of_one_that_has_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _served = serve_at(&path, kept_function(), false);
+    let mut first = Peer::new(UnixStream::connect(&path).unwrap());
+    let mut twin = first.negotiate_twin();
+    twin.next().expect("the routes");
+    drop(first);
+    let version = Capabilities::default().encode(Version::default());
+    let mut next = Peer::new(UnixStream::connect(&path).unwrap());
+    assert_eq!(next.call(Command::Version, &version).0.error(), None);
+    assert!(twin.next().is_none(), "closed without an answer");
+}
+
+/// A model GPU that cannot be reset.
+#[derive(Debug)]
+struct Stuck(ModelGpu);
+
+impl Device for Stuck {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    fn config_space(&self) -> ConfigSpace {
+        self.0.config_space()
+    }
+    fn resettable(&self) -> bool {
+        true
+    }
+    fn region(&self, index: u32) -> Region {
+        self.0.region(index)
+    }
+    fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
+        self.0.mapping(index)
+    }
+    fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+        self.0.read(region, offset, data)
+    }
+    fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), Error> {
+        self.0.write(region, offset, data)
+    }
+    fn irq(&self, index: u32) -> IrqInfo {
+        self.0.irq(index)
+    }
+    fn set_irqs(&self, request: IrqRequest) -> Result<(), Error> {
+        self.0.set_irqs(request)
+    }
+    fn set_delivery(&self, delivery: Delivery) {
+        self.0.set_delivery(delivery);
+    }
+    fn set_irq_config(&self, config: IrqConfig) {
+        self.0.set_irq_config(config);
+    }
+    fn set_vector_mask(&self, index: u32, vector: u32, masked: bool) {
+        self.0.set_vector_mask(index, vector, masked);
+    }
+    fn vector_pending(&self, index: u32, vector: u32) -> bool {
+        self.0.vector_pending(index, vector)
+    }
+    fn interrupt_status(&self) -> bool {
+        self.0.interrupt_status()
+    }
+    fn reset(&self, _cause: ResetCause) -> Result<(), Error> {
+        Err(Error::Io {
+            what: "Resetting",
+            source: io::Error::from(Errno::IO),
+        })
+    }
+    fn release_irqs(&self) {
+        self.0.release_irqs();
+    }
+}
+
+#[test]
+fn a_device_that_cannot_be_reset_is_not_served_to_the_next_client() {
+    let function = function_of(|gpu| Arc::new(Stuck(gpu)));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let served = serve_at(&path, function, true);
+    let version = Capabilities::default().encode(Version::default());
+    let mut first = Peer::new(UnixStream::connect(&path).unwrap());
+    assert_eq!(first.call(Command::Version, &version).0.error(), None);
+    // Leaves within a message, so that there is more than one thing to tell of the session's end.
+    first.sender.send(&Header::default(), &[], &[]).unwrap();
+    drop(first);
+    let ended = served.recv_timeout(PATIENCE).expect("an end");
+    assert!(matches!(ended, Err(ServeError::Reset(_))), "{ended:?}");
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vfio-user-ctl`: looks at vfio-user devices, and shows that a backend works.
+//!
+//! | module | what |
+//! |---|---|
+//! | `args` | the command line |
+//! | `info` | `info`: gathers, prints; `pci` decodes config space |
+//! | `demo` | `demo`: drives the model GPU as a guest's driver would |
+//! | `bench` | `bench`: round trips |
+//! | `report` | errors and output |
+
+mod args;
+mod bench;
+mod demo;
+mod info;
+mod pci;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Action, Args};
+use report::{chain, print};
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return report::refuse_arguments(&error),
+    };
+    let result = match &args.action {
+        Action::Info(target) => info::run(target),
+        Action::Demo(options) => return demo::run(options),
+        Action::Bench(options) => bench::run(options),
+    };
+    match result {
+        Ok(text) => print(&text),
+        Err(error) => {
+            eprintln!("vfio-user-ctl: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}

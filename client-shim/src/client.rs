@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The connection to one device: its beginning, its end, and what all calls share.
+
+use std::net::Shutdown;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::connection::Connection;
+use crate::negotiation::negotiate;
+use crate::protocol::transport::{self, Sender};
+use crate::protocol::{Command, DecodeError, HEADER_SIZE};
+use crate::twin::Twin;
+use crate::{Error, Negotiated, Options};
+
+/// The longest reply payload that is ever asked for beside data transfers, in bytes.
+pub(crate) const MAX_ARGSZ: u32 = 64 * 1024;
+/// The longest fixed part before the data of a transfer, in bytes.
+const MAX_FIXED_PART: usize = 16;
+
+/// A connection to one device. Every call may be made from any thread: a mutex is held from a request to
+/// its reply, which costs nothing as servers answer strictly in order.
+///
+/// Dropping it disconnects.
+#[derive(Debug)]
+pub struct Client {
+    connection: Mutex<Connection>,
+    /// For ending a wait from outside the mutex.
+    sender: Sender,
+    negotiated: Negotiated,
+    twin: Option<Twin>,
+}
+
+impl Client {
+    /// Connects to the server listening at `path` and negotiates.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], or as [`Self::from_stream`].
+    pub fn connect(path: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let stream = UnixStream::connect(path).map_err(|source| Error::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_stream(stream, options)
+    }
+
+    /// Negotiates over a connected socket.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] if the server refuses the offer, [`Error::Version`] and [`Error::Reply`] if its
+    /// answer cannot be accepted, and what a lost connection gives.
+    pub fn from_stream(stream: UnixStream, options: Options) -> Result<Self, Error> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(options.timeout)?;
+        stream.set_write_timeout(options.timeout)?;
+        let max_message = max_message(&options);
+        let mut connection = Connection::new(transport::split(stream, max_message));
+        let (negotiated, twin_end) = negotiate(&mut connection, &options)?;
+        let sender = connection.sender().clone();
+        let twin = match twin_end.zip(options.callbacks.clone()) {
+            None => None,
+            Some((fd, callbacks)) => {
+                let halves = transport::split(UnixStream::from(fd), max_message);
+                let limit = options.transfer_limit();
+                let routes = negotiated.irq_routes;
+                Some(Twin::start(
+                    halves,
+                    sender.clone(),
+                    callbacks,
+                    limit,
+                    routes,
+                )?)
+            }
+        };
+        Ok(Self {
+            connection: Mutex::new(connection),
+            sender,
+            negotiated,
+            twin,
+        })
+    }
+
+    /// What was agreed on at the start.
+    #[must_use]
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// Ends the connection now, from any thread; a call that waits returns [`Error::Disconnected`], as does
+    /// every later one.
+    pub fn disconnect(&self) {
+        // Fails only if the socket is already shut down.
+        let _ = self.sender.stream().shutdown(Shutdown::Both);
+        if let Some(twin) = &self.twin {
+            twin.disconnect();
+        }
+    }
+
+    /// Resets the device. How long that takes is up to it.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] and what a lost connection gives.
+    pub fn reset(&self) -> Result<(), Error> {
+        self.call(Command::DeviceReset, &[], &[], |body, _| expect_empty(body))
+    }
+
+    pub(crate) fn call<T>(
+        &self,
+        command: Command,
+        parts: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+        read: impl FnOnce(&[u8], Vec<OwnedFd>) -> Result<T, DecodeError>,
+    ) -> Result<T, Error> {
+        self.connection().call(command, parts, fds, read)
+    }
+
+    /// For several messages that belong together.
+    pub(crate) fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic within an exchange left the connection marked as broken.
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.disconnect();
+    }
+}
+
+/// The longest message taken, in bytes.
+fn max_message(options: &Options) -> usize {
+    let payload = options.transfer_limit().max(MAX_ARGSZ);
+    HEADER_SIZE + MAX_FIXED_PART + usize::try_from(payload).unwrap_or(usize::MAX / 2)
+}
+
+/// Refuses a body where the reply is a header only.
+pub(crate) fn expect_empty(body: &[u8]) -> Result<(), DecodeError> {
+    expect_length("reply", body.len(), 0)
+}
+
+/// Refuses a length other than the one expected.
+pub(crate) fn expect_length(
+    field: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), DecodeError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(DecodeError::LengthMismatch {
+        field,
+        announced: u64::try_from(expected).unwrap_or(u64::MAX),
+        found: u64::try_from(found).unwrap_or(u64::MAX),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::Header;
+    use crate::protocol::version::Capabilities;
+
+    type Call = fn(&Client);
+
+    /// Everything that reads a reply.
+    const CALLS: [(Command, Call); 6] = [
+        (Command::DeviceGetInfo, |client| drop(client.device_info())),
+        (Command::DeviceGetRegionInfo, |client| {
+            if let Ok(region) = client.region_info(0) {
+                let _ = region.map();
+            }
+        }),
+        (Command::DeviceGetIrqInfo, |client| drop(client.irq_info(0))),
+        (Command::DeviceGetRegionIoFds, |client| {
+            drop(client.region_io_fds(0))
+        }),
+        (Command::RegionRead, |client| {
+            drop(client.region_read(0, 0, &mut [0; 8]))
+        }),
+        (Command::DeviceFeature, |client| {
+            drop(client.feature_get(1, &[]))
+        }),
+    ];
+
+    /// Replies in advance: the client reads them once it has asked.
+    fn answer_in_advance(sender: &Sender, first_id: u16, commands: &[Command], body: &[u8]) {
+        let file = File::open("/dev/zero").unwrap();
+        for (id, command) in (first_id..).zip(commands) {
+            let reply = Header::request(id, *command, 0).reply(body.len());
+            sender.send(&reply, &[body], &[file.as_fd()]).unwrap();
+        }
+        sender.stream().shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn body() -> impl Strategy<Value = Vec<u8>> {
+        // A plausible argsz and flags in front reach further than noise.
+        let words = (
+            0_u32..200,
+            0_u32..16,
+            prop::collection::vec(0_u32..100, 0..30),
+        );
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..120),
+            words.prop_map(|(argsz, flags, rest)| {
+                let words = [vec![argsz, flags], rest].concat();
+                words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_server_answers_nothing_panics_or_hangs(body in body(), call in 0..CALLS.len()) {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (_, sender) = transport::split(theirs, 4096);
+            let version = Capabilities::default().encode(Default::default());
+            let reply = Header::request(0, Command::Version, 0).reply(version.len());
+            sender.send(&reply, &[&version], &[]).unwrap();
+            let client = Client::from_stream(ours, Options::default()).unwrap();
+            let (command, call) = CALLS[call];
+            // Region I/O descriptors take a question about the region first.
+            let commands = match command {
+                Command::DeviceGetRegionIoFds => [Command::DeviceGetRegionInfo, command, command],
+                other => [other; 3],
+            };
+            answer_in_advance(&sender, 1, &commands, &body);
+            call(&client);
+        }
+
+        #[test]
+        fn whatever_a_server_says_of_itself_nothing_panics_or_hangs(body in body()) {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (_, sender) = transport::split(theirs, 4096);
+            answer_in_advance(&sender, 0, &[Command::Version], &body);
+            drop(Client::from_stream(ours, Options::default()));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The tool as people call it, without a backend: help, refusals, exit codes.
+#![cfg(feature = "ctl")]
+
+use std::process::{Command, Output};
+
+fn ctl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vfio-user-ctl"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line that a failure writes, without the program's name.
+fn complaint(output: &Output) -> String {
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.trim_end()
+        .strip_prefix("vfio-user-ctl: ")
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn help_names_every_command_and_option() {
+    let help = ctl(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    for word in ["info", "demo", "bench", "Exit status"] {
+        assert!(stdout(&help).contains(word), "{word}: {help:?}");
+    }
+    for (command, options) in [
+        ("info", &["<SOCKET>", "--json", "--timeout"][..]),
+        ("demo", &["--json", "--backend"]),
+        ("bench", &["<SOCKET>", "--json", "--timeout", "--samples"]),
+    ] {
+        let help = ctl(&[command, "--help"]);
+        assert_eq!(help.status.code(), Some(0));
+        for option in options {
+            assert!(
+                stdout(&help).contains(option),
+                "{command} {option}: {help:?}"
+            );
+        }
+    }
+    assert!(stdout(&ctl(&["--version"])).starts_with("vfio-user-ctl "));
+}
+
+#[test]
+fn bad_arguments_get_one_line_and_exit_code_2() {
+    for (arguments, expected) in [
+        (&[][..], "subcommand"),
+        (&["infos", "/s"], "infos"),
+        (&["info"], "<SOCKET>"),
+        (&["info", "/s", "/t"], "/t"),
+        (&["info", "--jsn", "/s"], "--jsn"),
+        (&["info", "--timeout", "0", "/s"], "--timeout"),
+        (&["bench", "--samples", "many", "/s"], "many"),
+        (&["bench", "--samples", "0", "/s"], "--samples"),
+        (&["demo", "--backend"], "--backend"),
+    ] {
+        let output = ctl(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let complaint = complaint(&output);
+        assert!(complaint.contains(expected), "{arguments:?}: {complaint}");
+    }
+}
+
+#[test]
+fn a_failure_names_its_cause_in_one_line_and_exits_with_1() {
+    for (arguments, expected) in [
+        (
+            &["info", "/nonexistent/s"][..],
+            "/nonexistent/s: No such file or directory",
+        ),
+        (
+            &["bench", "/nonexistent/s"],
+            "/nonexistent/s: No such file or directory",
+        ),
+        (
+            &["demo", "--backend", "/nonexistent/b"],
+            "/nonexistent/b: No such file or directory",
+        ),
+        (&["demo", "--backend", "false"], "ended at once"),
+    ] {
+        let output = ctl(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let complaint = complaint(&output);
+        assert!(complaint.contains(expected), "{arguments:?}: {complaint}");
+    }
+}
+
+#[test]
+fn a_failed_demo_is_told_in_json_too() {
+    let output = ctl(&["demo", "--json", "--backend", "false"]);
+    assert_eq!(output.status.code(), Some(1));
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["ok"], false);
+    assert!(
+        object["error"].as_str().unwrap().contains("ended at once"),
+        "{object}"
+    );
+}
