@@ -2,6 +2,7 @@
 //! Bounds how often a line that a guest or client can provoke reaches the log.
 
 use std::fmt;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Lines in a row.
@@ -29,6 +30,29 @@ impl fmt::Display for PassedOver {
         }
     }
 }
+
+/// For the whole process: who leaves and comes back has not earned new lines.
+static PEER_LINES: LazyLock<Mutex<RateLimit>> = LazyLock::new(Mutex::default);
+
+/// Whether a line that whoever reaches the socket can provoke may be written now, and how many were not
+/// since the last.
+pub fn peer_line() -> Option<PassedOver> {
+    let mut limit = PEER_LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    limit.allow()
+}
+
+/// [`log::log`] for such lines.
+macro_rules! peer_log {
+    ($level:ident, $($line:tt)+) => {
+        if log::log_enabled!(log::Level::$level)
+            && let Some(passed_over) = $crate::ratelimit::peer_line()
+        {
+            log::log!(log::Level::$level, "{}{passed_over}", format_args!($($line)+));
+        }
+    };
+}
+
+pub(crate) use peer_log;
 
 impl Default for RateLimit {
     fn default() -> Self {

@@ -31,6 +31,7 @@ use super::session::{Closer, Session, SessionError};
 use crate::device;
 use crate::function::Function;
 use crate::poller::Poller;
+use crate::ratelimit::peer_log;
 use crate::report::chain;
 
 const LISTENER: u64 = 0;
@@ -208,7 +209,7 @@ impl Server<'_> {
             Ok(Some(stream)) => stream,
             Ok(None) => return,
             Err(error) => {
-                warn!("A client could not be accepted: {error}");
+                peer_log!(Warn, "A client could not be accepted: {error}");
                 return;
             }
         };
@@ -221,16 +222,16 @@ impl Server<'_> {
                 );
             }
             Ok(peer) => {
-                warn!("Connection of user {} refused", peer.uid.as_raw());
+                peer_log!(Warn, "Connection of user {} refused", peer.uid.as_raw());
                 return;
             }
             Err(error) => {
-                warn!("Connection refused: its user is not known: {error}");
+                peer_log!(Warn, "Connection refused: its user is not known: {error}");
                 return;
             }
         }
         if let Err(error) = self.wait_for_message(stream) {
-            warn!("A client could not be listened to: {error}");
+            peer_log!(Warn, "A client could not be listened to: {error}");
         }
     }
 
@@ -312,12 +313,12 @@ impl Server<'_> {
         closer.close();
         let cleaned = match thread.join() {
             Ok(Ok(())) => {
-                info!("Client left");
+                peer_log!(Info, "Client left");
                 Ok(())
             }
             Ok(Err(SessionError::Reset(error))) => Err(error),
             Ok(Err(error)) => {
-                warn!("Session ended: {}", chain(&error));
+                peer_log!(Warn, "Session ended: {}", chain(&error));
                 Ok(())
             }
             Err(_) => {
@@ -336,7 +337,7 @@ fn refuse(mut stream: UnixStream) {
     if stream.read_exact(&mut header).is_ok()
         && let Ok((header, _)) = Header::read_from_prefix(&header)
     {
-        info!("A second client was refused: one is attached");
+        peer_log!(Info, "A second client was refused: one is attached");
         let busy = header.error_reply(Errno::BUSY.raw_os_error().unsigned_abs());
         let _ = split(stream, HEADER_SIZE).1.send(&busy, &[], &[]);
     }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
-use log::{debug, info, trace, warn};
+use log::{debug, trace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
@@ -28,7 +28,8 @@ use super::twin::Twin;
 use crate::device;
 use crate::function::Function;
 use crate::memory::MapError;
-use crate::ratelimit::RateLimit;
+use crate::ratelimit::peer_log;
+use crate::report::chain;
 
 /// Bytes of data in one message, as this server advertises.
 pub(super) const MAX_DATA: usize = 1 << 20;
@@ -218,7 +219,6 @@ pub struct Session {
     pub(super) reply: Reply,
     main: Arc<UnixStream>,
     sender: Sender,
-    refusals: RateLimit,
     reset_on_disconnect: bool,
 }
 
@@ -241,7 +241,6 @@ impl Session {
             reply: Reply::default(),
             main,
             sender,
-            refusals: RateLimit::default(),
             reset_on_disconnect,
         };
         Ok((session, receiver))
@@ -388,15 +387,12 @@ impl Session {
 
     fn refuse(&mut self, request: &Header, refusal: &Refusal) -> Result<(), SessionError> {
         let errno = refusal.errno();
-        if let Some(passed_over) = self.refusals.allow() {
-            let chain = crate::report::chain(refusal);
-            warn!(
-                "Command {} refused with errno {errno}: {chain}{passed_over}",
-                request.command
-            );
-        } else {
-            debug!("Command {} refused with errno {errno}", request.command);
-        }
+        let command = request.command;
+        peer_log!(
+            Warn,
+            "Command {command} refused with errno {errno}: {}",
+            chain(refusal)
+        );
         if request.wants_no_reply() {
             return Ok(());
         }
@@ -408,9 +404,10 @@ impl Session {
     /// One line when a client has come.
     pub(super) fn greet(&self, version: Version, agreed: &Capabilities) {
         let Version { major, minor } = version;
-        info!(
-            "Client attached with protocol {major}.{minor} to the {}",
-            self.function.device().name()
+        let device = self.function.device().name();
+        peer_log!(
+            Info,
+            "Client attached with protocol {major}.{minor} to the {device}"
         );
         debug!("Agreed upon: {agreed:?}");
     }

@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 
-use log::{debug, warn};
+use log::debug;
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::Frame;
 use vfio_user_protocol::dma::DmaAccess;
@@ -19,6 +19,7 @@ use vfio_user_protocol::{Command, Header};
 use zerocopy::IntoBytes;
 
 use crate::memory::MessageDma;
+use crate::ratelimit::peer_log;
 use crate::routes::RouteSink;
 
 /// The server's end of a twin socket. One request is under way at a time.
@@ -78,7 +79,7 @@ impl Twin {
         channel.broken = matches!(result, Err(Failure::Channel(_)));
         result.map_err(|failure| match failure {
             Failure::Channel(error) => {
-                warn!("Twin socket given up: {error}");
+                peer_log!(Warn, "Twin socket given up: {error}");
                 error
             }
             Failure::Peer(error) => error,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! After a long series of abuse the process holds as much as before: descriptors, threads.
+//! After a long series of abuse the process holds as much as before: descriptors, threads; and has not filled the log.
 
 use std::{fs, os::fd::AsFd};
 
@@ -131,4 +131,20 @@ fn nothing_is_left_of_a_hundred_bad_clients() {
         bad_connections(&backend);
     }
     assert_eq!(holdings(&backend), before, "{}", backend.report());
+}
+
+#[test]
+fn bad_clients_cannot_fill_the_log() {
+    let backend = Backend::start();
+    for _ in 0..500 {
+        let mut client = RawClient::connect(&backend.socket());
+        assert!(client.call(Command::DeviceReset, &[], &[]).is_err());
+        client.assert_closed();
+        let mut client = RawClient::attach(&backend.socket());
+        assert!(client.call(19_u16, &[], &[]).is_err());
+    }
+    // Each of them is worth several lines; one a second is written. (In 500 seconds this fails for another reason.)
+    let lines = backend.report().lines().count();
+    assert!(lines < 500, "{lines} lines");
+    RawClient::attach(&backend.socket()).assert_in_step();
 }

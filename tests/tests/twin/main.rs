@@ -84,29 +84,45 @@ fn capability(client: &mut RawClient, wanted: u8) -> u64 {
     panic!("no capability {wanted:#x}");
 }
 
+/// What the backend may be doing when it needs an answer on the twin socket.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stuck {
+    /// The engine moves data.
+    Dma,
+    /// A reset waits for the engine.
+    Reset,
+    /// A write of the guest is being handled, and its answer held back.
+    Route,
+}
+
+const ALL: [Stuck; 3] = [Stuck::Dma, Stuck::Reset, Stuck::Route];
+
+/// Brings the backend to where it needs an answer, which nobody gives.
+fn stick(client: &mut RawClient, twin: &RawClient, stuck: Stuck) {
+    enable(client);
+    map_guest(client);
+    if stuck == Stuck::Route {
+        let msix = capability(client, pci::CAP_MSIX) + 2;
+        let control = Request::RegionWrite(access(CONFIG, msix, 2), &[0, 0x80]).encode();
+        let message = client.message(Command::RegionWrite, 0, &control);
+        client.send(&message, &[]);
+    } else {
+        start(client, COMMAND_COPY | COMMAND_DST_VRAM, GUEST, 0, 64);
+    }
+    assert!(twin.receive().is_some(), "{stuck:?}: nothing is asked");
+    if stuck == Stuck::Reset {
+        let message = client.message(Command::DeviceReset, 0, &[]);
+        client.send(&message, &[]);
+    }
+}
+
 #[test]
 fn a_twin_socket_that_is_never_answered_cannot_stop_sigterm() {
-    // In the engine's thread, in a reset that waits for it, and in a write of the guest.
-    for stuck in ["dma", "reset", "route"] {
+    for stuck in ALL {
         let mut backend = Backend::start();
         let (mut client, twin) = attach(&backend, &offer(None, true));
-        enable(&mut client);
-        map_guest(&mut client);
-        if stuck == "route" {
-            let msix = capability(&mut client, pci::CAP_MSIX) + 2;
-            let control = Request::RegionWrite(access(CONFIG, msix, 2), &[0, 0x80]).encode();
-            let message = client.message(Command::RegionWrite, 0, &control);
-            client.send(&message, &[]);
-        } else {
-            let copy = COMMAND_COPY | COMMAND_DST_VRAM;
-            start(&mut client, copy, GUEST, 0, 64);
-        }
-        let request = twin.receive().expect("a request");
-        if stuck == "reset" {
-            let message = client.message(Command::DeviceReset, 0, &[]);
-            client.send(&message, &[]);
-        }
-        assert_eq!(backend.terminate().code(), Some(0), "{stuck}: {request:?}");
+        stick(&mut client, &twin, stuck);
+        assert_eq!(backend.terminate().code(), Some(0), "{stuck:?}");
         assert!(twin.receive().is_none());
     }
 }
@@ -114,18 +130,14 @@ fn a_twin_socket_that_is_never_answered_cannot_stop_sigterm() {
 #[test]
 fn a_client_that_leaves_without_answering_is_followed_by_the_next() {
     let backend = Backend::start();
-    for _ in 0..5 {
-        let (mut client, twin) = attach(&backend, &offer(None, false));
-        enable(&mut client);
-        map_guest(&mut client);
-        let copy = COMMAND_COPY | COMMAND_DST_VRAM;
-        start(&mut client, copy, GUEST, 0, 64);
-        twin.receive().expect("a request");
+    for stuck in ALL {
+        let (mut client, twin) = attach(&backend, &offer(None, true));
+        stick(&mut client, &twin, stuck);
         drop(client);
-        // The twin socket's end is still open here; the backend does not wait for it.
+        // This end of the twin socket is still open; the backend does not wait for it.
+        RawClient::attach(&backend.socket()).assert_in_step();
         assert!(twin.receive().is_none());
     }
-    RawClient::attach(&backend.socket()).assert_in_step();
 }
 
 #[test]
