@@ -63,7 +63,7 @@ boot! {
 
 boot! {
     /// What a client reads and writes.
-    access: owner();
+    access: owner().size(2560, 2);
     "owner-devices" every_device_is_served_as_the_kernel_lists_it
     "owner-mdev" a_mediated_device_is_served
     "owner-config" config_space_is_composed

@@ -83,6 +83,7 @@ impl HostIommu {
             }
         }
         let memory = Mapping::new(map.file, map.offset, map.size, map.access)?;
+        memory.populate();
         match self.translator.map_memory(map, &memory) {
             Ok(()) => Ok(Some(memory)),
             Err(errno) => Err(self.explain(state, map, errno)),
