@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vfio-user-gpu`: arguments, logging, and then [`vfio_user_gpu::server::serve`].
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 use log::info;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use vfio_user_gpu::device::Device;
 use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
@@ -52,8 +54,13 @@ fn main() -> ExitCode {
         Err(error) => return refuse_arguments(&error),
     };
     if options.print_capabilities {
-        println!("{}", print_capabilities());
-        return ExitCode::SUCCESS;
+        return match writeln!(io::stdout(), "{}", print_capabilities()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("vfio-user-gpu: Capabilities not printed: {error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let filter = env_logger::Env::default().default_filter_or(options.log_level.as_str());
     env_logger::Builder::from_env(filter).init();
@@ -113,7 +120,16 @@ fn model(options: &Options) -> Result<(Arc<dyn Device>, Arc<AddressSpace>), Erro
     Ok((Arc::new(device), memory))
 }
 
+/// As many descriptors as may be had: a client has an eventfd for each of up to 2048 vectors.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Not more than before will do for most devices.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 fn run(options: Options) -> Result<(), Error> {
+    raise_descriptor_limit();
     if let Some(fd) = options.shared_descriptor() {
         return Err(Error::SharedDescriptor(fd));
     }

@@ -415,3 +415,17 @@ fn the_next_client_finds_nothing_of_the_last() {
         .dma_map(0, MIB, Access::ReadWrite, None)
         .expect("the IOVA is free");
 }
+
+/// A client that takes no descriptors gets none, and is not told to map.
+#[test]
+fn a_client_without_room_for_descriptors_maps_nothing() {
+    let options = Options {
+        max_msg_fds: 0,
+        ..Options::default()
+    };
+    let backend = backend(options);
+    let info = backend.client.region_info(VRAM).expect("info");
+    assert_eq!(info.size, model_gpu::VRAM_SIZE);
+    assert!(info.mapping.is_none());
+    assert_eq!(info.mappable_areas(), []);
+}

@@ -102,6 +102,7 @@ impl Session {
         }
         self.negotiated = Some(Negotiated {
             max_data,
+            takes_fds: offer.max_msg_fds != Some(0),
             irq_routes: answer.has_feature(extension::IRQ_ROUTES),
         });
         self.greet(agreed, &answer);
@@ -207,7 +208,8 @@ impl Session {
         info.flags |= if found.readable { REGION_READ } else { 0 };
         info.flags |= if found.writable { REGION_WRITE } else { 0 };
         let mut capabilities = Vec::new();
-        if let Some(mapping) = self.function.device().mapping(index)? {
+        let takes_fds = self.negotiated.as_ref().is_some_and(|n| n.takes_fds);
+        if takes_fds && let Some(mapping) = self.function.device().mapping(index)? {
             // In every reply, with and without capabilities: clients differ in which they look at.
             self.reply.fds.push(mapping.fd);
             info.flags |= REGION_MMAP;

@@ -261,7 +261,7 @@ impl Server<'_> {
         };
         self.poller.remove(client.stream.as_fd())?;
         match &self.session {
-            None => self.attach(client.stream)?,
+            None => self.attach_or_drop(client.stream),
             Some(session) if session.is_ending() => {
                 session.closer.close_twin();
                 client.spoken = true;
@@ -280,12 +280,19 @@ impl Server<'_> {
                 break;
             }
             match self.waiting.remove(place) {
-                Some(client) if self.session.is_none() => self.attach(client.stream)?,
+                Some(client) if self.session.is_none() => self.attach_or_drop(client.stream),
                 Some(client) => refuse(client.stream),
                 None => {}
             }
         }
         Ok(())
+    }
+
+    /// One client that cannot be served, for want of a thread or a descriptor, ends nothing but itself.
+    fn attach_or_drop(&mut self, stream: UnixStream) {
+        if let Err(error) = self.attach(stream) {
+            warn!("A client could not be served: {}", chain(&error));
+        }
     }
 
     /// Starts a session on its own thread.

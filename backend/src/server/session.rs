@@ -206,6 +206,8 @@ impl Closer {
 pub(super) struct Negotiated {
     /// Bytes of data it takes in one message.
     pub(super) max_data: usize,
+    /// It takes descriptors at all.
+    pub(super) takes_fds: bool,
     /// It takes interrupt routes.
     pub(super) irq_routes: bool,
 }
