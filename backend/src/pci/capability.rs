@@ -376,6 +376,7 @@ mod tests {
             error(&raw(0x13, 1)),
             CapabilityError::TooShort { len: 1, min: 2 }
         );
+        assert_eq!(error(&raw(0xff, 6)), CapabilityError::NullId(0xff));
         assert_eq!(reset(&raw(0x13, 6)), [0x13, 0, 0, 0, 0, 0]);
     }
 }

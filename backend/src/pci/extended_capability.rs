@@ -204,6 +204,9 @@ mod tests {
         );
         let aer = reset(&ExtendedCapability::AdvancedErrorReporting);
         assert_eq!((aer.len(), &aer[..4]), (0x2c, &[1, 0, 2, 0][..]));
+        let dword = |at: usize| u32::from_le_bytes(aer[at..at + 4].try_into().unwrap());
+        let defaults = [0, 0x0040_0000, 0x0046_2030, 0, 0x0000_6000, 0];
+        assert_eq!([4, 8, 0xc, 0x10, 0x14, 0x18].map(dword), defaults);
         assert_eq!(
             ExtendedCapability::AdvancedErrorReporting.header(0xffc),
             [1, 0, 0xc2, 0xff]
