@@ -19,6 +19,7 @@ use super::{
     range,
     registers::*,
 };
+use std::borrow::Cow;
 
 /// Why there can be no config space in front of these bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,14 +119,17 @@ impl ConfigSpace {
 
     /// A write without the bits that would start a function level reset: that is for [`Changes::FLR`].
     #[must_use]
-    pub fn without_flr(&self, offset: u64, data: &[u8]) -> Vec<u8> {
-        let mut forwarded = data.to_vec();
-        if let Ok(range) = range::checked(offset, data.len(), self.bytes().len()) {
-            for (byte, flr) in forwarded.iter_mut().zip(self.flr_bits(range)) {
-                *byte &= !flr;
-            }
+    pub fn without_flr<'a>(&self, offset: u64, data: &'a [u8]) -> Cow<'a, [u8]> {
+        // A range that is not there has no such bits; the write itself is refused elsewhere.
+        let Ok(range) = range::checked(offset, data.len(), self.bytes().len()) else {
+            return Cow::Borrowed(data);
+        };
+        let mut bits = data.iter().zip(self.flr_bits(range.clone()));
+        if bits.all(|(byte, flr)| byte & flr == 0) {
+            return Cow::Borrowed(data);
         }
-        forwarded
+        let kept = data.iter().zip(self.flr_bits(range));
+        Cow::Owned(kept.map(|(byte, flr)| byte & !flr).collect())
     }
 
     /// Takes the device's own bits over from `bytes`, after something changed them behind our back.
