@@ -13,13 +13,14 @@
 //! MSI registers it rewrites (control, address, data) and MSI-X control: what the guest programs there is
 //! acted upon here, not by the device. The bytes come from a device and are not trusted.
 
+use std::borrow::Cow;
+
 use super::{
     Bar, BarError, Capabilities, Changes, ConfigSpace, OutOfRange, Register, RegisterBlock,
     bar::{BAR_COUNT, offset as bar_offset},
     range,
     registers::*,
 };
-use std::borrow::Cow;
 
 /// Why there can be no config space in front of these bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
