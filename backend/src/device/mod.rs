@@ -14,6 +14,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::migration::MigrationDriver;
 use crate::pci::ConfigSpace;
 
 /// Region indexes of a PCI device (linux/vfio.h, `VFIO_PCI_*_REGION_INDEX`).
@@ -167,6 +168,11 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// What the device says; the session goes on cleaning up.
     fn stop_dma(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// How the device migrates, if it does.
+    fn migration(&self) -> Option<&dyn MigrationDriver> {
+        None
     }
 
     /// Becomes readable when whoever lent the device wants it back: the process must then let go of it.

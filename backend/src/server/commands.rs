@@ -72,6 +72,13 @@ impl Session {
             Request::DeviceFeature(..) | Request::MigDataRead(_) | Request::MigDataWrite(..) => {
                 Err(Refusal::Unexpected("The device has no such feature"))
             }
+            Request::MigChannel(_)
+            | Request::MigPrecopyInfo(_)
+            | Request::MigPending(_)
+            | Request::MigShm(_)
+            | Request::MigShmRead(_)
+            | Request::MigShmWrite(_)
+            | Request::Explain(_) => Err(Refusal::Unexpected("Not negotiated")),
             Request::DmaRead(_) | Request::DmaWrite(..) => Err(Refusal::Unexpected(
                 "DMA_READ and DMA_WRITE are for the server to send",
             )),
