@@ -29,3 +29,6 @@ pub use estimate::Pending;
 pub use guest::{Difference, Guest, GuestState, Identity, UNKNOWN};
 pub use session::{Migration, Report, ShowP2p};
 pub use source::More;
+
+#[cfg(test)]
+mod tests;

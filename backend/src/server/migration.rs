@@ -224,7 +224,10 @@ impl MigrationCommands {
 fn explain(asked: &Query, reason: &str, reply: &mut Reply) {
     let room = usize::try_from(asked.argsz).unwrap_or(usize::MAX);
     let room = room.saturating_sub(size_of::<Query>()).min(MAX_REASON);
-    let text = &reason[..reason.floor_char_boundary(room.min(reason.len()))];
+    let cut = (0..=room.min(reason.len()))
+        .rev()
+        .find(|at| reason.is_char_boundary(*at));
+    let text = &reason[..cut.unwrap_or(0)];
     let argsz = u32::try_from(size_of::<Query>() + text.len()).unwrap_or(u32::MAX);
     let fixed = Query { argsz, flags: 0 };
     reply.payload.extend_from_slice(fixed.as_bytes());

@@ -227,10 +227,14 @@ impl Session {
         }
         if self.reset_on_disconnect {
             let cleaned = self.function.disconnect(true);
-            channel.map(Channel::join);
+            if let Some(channel) = channel {
+                channel.join();
+            }
             return cleaned;
         }
-        channel.map(Channel::join);
+        if let Some(channel) = channel {
+            channel.join();
+        }
         let goes_on = self.function.migration().end(&*self.function);
         self.function.disconnect(!goes_on)
     }
