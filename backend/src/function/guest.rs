@@ -109,8 +109,8 @@ impl Function {
         registers.push(line..line + 1);
         registers.sort_by_key(|register| {
             (
-                register.contains(&command),
                 config.is_power_control(register),
+                register.contains(&command),
             )
         });
         for register in registers {
