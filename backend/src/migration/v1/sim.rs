@@ -5,10 +5,12 @@
 //! go the wrong way are wrong.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
-use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::layout::REGISTERS;
 use super::{RegionAccess, V1Migration};
@@ -61,11 +63,23 @@ pub(crate) struct Sim {
 
 impl Sim {
     pub(crate) fn new(size: usize, areas: &[(u64, u64)]) -> Self {
+        Self::with_memory(size, areas, MmapRegion::new(size).unwrap())
+    }
+
+    /// With what is mapped in a file, at an offset.
+    pub(crate) fn in_file(size: usize, areas: &[(u64, u64)], offset: u64) -> Self {
+        let file = memfd_create("region", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, offset + size as u64).unwrap();
+        let file = FileOffset::new(file.into(), offset);
+        Self::with_memory(size, areas, MmapRegion::from_file(file, size).unwrap())
+    }
+
+    fn with_memory(size: usize, areas: &[(u64, u64)], mapped: MmapRegion) -> Self {
         let areas: Vec<_> = areas
             .iter()
             .map(|&(offset, size)| Area { offset, size })
             .collect();
-        let mapped = Arc::new(MmapRegion::new(size).unwrap());
+        let mapped = Arc::new(mapped);
         mapped
             .as_volatile_slice()
             .write_slice(&vec![FILL; size], 0)
@@ -96,6 +110,12 @@ impl Sim {
 
     pub(crate) fn driver(&self) -> MutexGuard<'_, Driver> {
         self.driver.lock().unwrap()
+    }
+
+    /// The file of [`Self::in_file`].
+    pub(crate) fn file(&self) -> Option<OwnedFd> {
+        let file = self.mapped.file_offset()?.file();
+        Some(file.try_clone().unwrap().into())
     }
 
     pub(crate) fn migration(&self) -> Box<dyn MigrationDriver> {
