@@ -45,65 +45,65 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_getsockopt,        // main loop: who connects
         l::SYS_socketpair,        // VERSION: twin socket
         l::SYS_shutdown,          // ending sessions
-        l::SYS_read, // eventfds, a refused client's header; kernel device: migration data
-        l::SYS_write, // eventfds, the log on stderr; kernel device: migration data
-        l::SYS_writev, // the log on stderr
-        l::SYS_pread64, // kernel device: regions, the migration region
-        l::SYS_pwrite64, // kernel device: the same; VRAM that cannot punch holes
-        l::SYS_close, // descriptors of a client
-        l::SYS_dup,  // descriptors for a client
-        l::SYS_fcntl, // duplicating close-on-exec, seals
-        l::SYS_fstat, // what a client passed as memory
-        l::SYS_fstatfs, // whether its pages are huge
-        l::SYS_statx, // what a client passed, by the standard library
-        l::SYS_newfstatat, // the same, by the C library
-        l::SYS_lseek, // size of what a client passed, by the standard library
-        l::SYS_memfd_create, // VRAM for the next client
-        l::SYS_ftruncate, // its size
-        l::SYS_fallocate, // zeroing it
-        l::SYS_io_submit, // interrupts of a software device
-        l::SYS_io_getevents, // the same
-        l::SYS_preadv2, // resample eventfd
-        l::SYS_eventfd2, // watching a resample eventfd
-        l::SYS_epoll_create1, // the same
-        l::SYS_epoll_ctl, // main loop, resample watcher
-        l::SYS_epoll_pwait, // main loop, resample watcher
-        l::SYS_ppoll, // whether a client has left
-        l::SYS_mmap, // guest memory, heap, SIGBUS handler
-        l::SYS_munmap, // the same
-        l::SYS_mremap, // heap
-        l::SYS_mprotect, // heap, guard pages of threads
-        l::SYS_madvise, // heap, stacks of threads that ended
-        l::SYS_brk,  // heap
-        l::SYS_clone3, // session, DMA and watcher threads
-        l::SYS_clone, // the same, with an older C library
-        l::SYS_set_robust_list, // thread start
-        l::SYS_rseq, // thread start
+        l::SYS_read,              // eventfds, a refused client's header, migration data
+        l::SYS_write,             // eventfds, the log on stderr, migration data
+        l::SYS_writev,            // the log on stderr
+        l::SYS_pread64,           // kernel device: regions, the migration region
+        l::SYS_pwrite64,          // kernel device: the same; VRAM that cannot punch holes
+        l::SYS_close,             // descriptors of a client
+        l::SYS_dup,               // descriptors for a client
+        l::SYS_fcntl,             // duplicating close-on-exec, seals
+        l::SYS_fstat,             // what a client passed as memory
+        l::SYS_fstatfs,           // whether its pages are huge
+        l::SYS_statx,             // what a client passed, by the standard library
+        l::SYS_newfstatat,        // the same, by the C library
+        l::SYS_lseek,             // size of what a client passed, by the standard library
+        l::SYS_memfd_create,      // VRAM for the next client
+        l::SYS_ftruncate,         // its size
+        l::SYS_fallocate,         // zeroing it
+        l::SYS_io_submit,         // interrupts of a software device
+        l::SYS_io_getevents,      // the same
+        l::SYS_preadv2,           // resample eventfd
+        l::SYS_eventfd2,          // watching a resample eventfd
+        l::SYS_epoll_create1,     // the same
+        l::SYS_epoll_ctl,         // main loop, resample watcher
+        l::SYS_epoll_pwait,       // main loop, resample watcher
+        l::SYS_ppoll,             // whether a client has left
+        l::SYS_mmap,              // guest memory, heap, SIGBUS handler
+        l::SYS_munmap,            // the same
+        l::SYS_mremap,            // heap
+        l::SYS_mprotect,          // heap, guard pages of threads
+        l::SYS_madvise,           // heap, stacks of threads that ended
+        l::SYS_brk,               // heap
+        l::SYS_clone3,            // session, DMA and watcher threads
+        l::SYS_clone,             // the same, with an older C library
+        l::SYS_set_robust_list,   // thread start
+        l::SYS_rseq,              // thread start
         l::SYS_sched_getaffinity, // thread start (stack of the new thread)
-        l::SYS_prctl, // thread names
-        l::SYS_sigaltstack, // thread start and end
-        l::SYS_rt_sigprocmask, // thread start, signal handlers
-        l::SYS_rt_sigaction, // SIGBUS handler
-        l::SYS_rt_sigreturn, // signal handlers
-        l::SYS_futex, // locks
-        l::SYS_sched_yield, // locks
-        l::SYS_restart_syscall, // a wait that was stopped and goes on
-        l::SYS_clock_gettime, // rate limits and log, where the vDSO does not do
-        l::SYS_clock_nanosleep, // waiting for a device after a reset
-        l::SYS_nanosleep, // the same
-        l::SYS_getrandom, // seeds of hash tables
-        l::SYS_getpid, // SIGBUS handler, abort
-        l::SYS_gettid, // abort, locks
-        l::SYS_kill, // SIGBUS handler: a SIGBUS that was sent
-        l::SYS_tgkill, // abort
-        l::SYS_getrlimit, // limits named in refusals
-        l::SYS_prlimit64, // the same
-        l::SYS_capget, // kernel device: whether locked memory is limited
-        l::SYS_exit, // end of a thread
-        l::SYS_exit_group, // the end
-        l::SYS_unlinkat, // the socket path
-        l::SYS_openat, // refused by the other filter, not deadly
-        l::SYS_openat2, // the same
+        l::SYS_prctl,             // thread names
+        l::SYS_sigaltstack,       // thread start and end
+        l::SYS_rt_sigprocmask,    // thread start, signal handlers
+        l::SYS_rt_sigaction,      // SIGBUS handler
+        l::SYS_rt_sigreturn,      // signal handlers
+        l::SYS_futex,             // locks
+        l::SYS_sched_yield,       // locks
+        l::SYS_restart_syscall,   // a wait that was stopped and goes on
+        l::SYS_clock_gettime,     // rate limits and log, where the vDSO does not do
+        l::SYS_clock_nanosleep,   // waiting for a device after a reset
+        l::SYS_nanosleep,         // the same
+        l::SYS_getrandom,         // seeds of hash tables
+        l::SYS_getpid,            // SIGBUS handler, abort
+        l::SYS_gettid,            // abort, locks
+        l::SYS_kill,              // SIGBUS handler: a SIGBUS that was sent
+        l::SYS_tgkill,            // abort
+        l::SYS_getrlimit,         // limits named in refusals
+        l::SYS_prlimit64,         // the same
+        l::SYS_capget,            // kernel device: whether locked memory is limited
+        l::SYS_exit,              // end of a thread
+        l::SYS_exit_group,        // the end
+        l::SYS_unlinkat,          // the socket path
+        l::SYS_openat,            // refused by the other filter, not deadly
+        l::SYS_openat2,           // the same
     ];
     let mut rules: Rules = calls.into_iter().chain(legacy()).map(any).collect();
     rules.insert(l::SYS_ioctl, ioctls()?);
