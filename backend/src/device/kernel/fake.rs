@@ -14,7 +14,7 @@ use super::file::{DataFile, Request, VfioFile};
 use crate::device::region;
 use crate::migration::v1::sim::Sim;
 use migration::FakeData;
-pub(crate) use migration::Migrating;
+pub(crate) use migration::{Data, DataScript, Migrating};
 
 mod migration;
 
@@ -171,7 +171,15 @@ impl VfioFile for Fake {
                     .asked
                     .push(Asked::SetIrqs(index, flags, start, count, fds));
             }
-            Request::Reset => script.asked.push(Asked::Reset),
+            Request::Reset => {
+                script.asked.push(Asked::Reset);
+                if let Some(migration) = &mut script.migration {
+                    migration.state = 2;
+                }
+                if let Some((_, sim)) = &script.v1 {
+                    sim.driver().reset();
+                }
+            }
             Request::GetHotResetInfo => return script.hot_reset_info(argument),
             Request::HotReset => {
                 let groups = word(argument, 2);

@@ -187,6 +187,12 @@ impl Driver {
         offset
     }
 
+    /// What VFIO_DEVICE_RESET does.
+    pub(crate) fn reset(&mut self) {
+        self.device_state = RESERVED | 1;
+        self.section = None;
+    }
+
     fn set_state(&mut self, word: u32) -> Result<(), Errno> {
         if word & !7 != RESERVED & !7 || matches!(word & 7, 5..) {
             return Err(Errno::INVAL);

@@ -13,6 +13,8 @@ use crate::device::kernel::tests::{open_with, script};
 use crate::device::kernel::{BarHandoff, KernelDevice};
 use crate::migration::v1::sim::Sim;
 
+mod sessions;
+
 const ALL: u64 = 7;
 const STOP_COPY: u64 = 1;
 
