@@ -311,6 +311,9 @@ fn other_regions_and_v2_come_first_or_not_at_all() {
     };
     let none = "none (the driver mlx5_vfio_pci has none)";
     assert_eq!(how(&device_of(with_region(&[], other).0).1), none);
+    let mut of_a_bar = crate::device::kernel::tests::script();
+    of_a_bar.regions.get_mut(&2).unwrap().2.push(TYPE);
+    assert_eq!(how(&device_of(of_a_bar).1), none);
     let (mut beyond, _) = with_region(&[], TYPE);
     beyond.specific = 1;
     assert_eq!(how(&device_of(beyond).1), none);
