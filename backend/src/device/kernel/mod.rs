@@ -11,6 +11,8 @@
 //! | `irqs.rs` | the client's eventfds in the kernel, aggregated per index |
 //! | `iommu.rs` | guest memory in the IOMMU |
 //! | `translators.rs`, `limits.rs` | its calls (iommufd, or a type1 container), and what it can take |
+//! | `dirty.rs`, `tracking.rs` | which pages were written, as the IOMMU tells |
+//! | `logging.rs` | the same, as the device itself tells |
 //! | `handoff.rs` | which parts of BARs the client may map |
 //! | `reset.rs` | the ladder of resets |
 //!
@@ -18,6 +20,7 @@
 //! the IOMMU.
 
 mod bind;
+mod dirty;
 #[cfg(test)]
 pub(crate) mod fake;
 mod file;
@@ -25,10 +28,12 @@ mod handoff;
 mod iommu;
 mod irqs;
 mod limits;
+mod logging;
 mod open;
 mod open_error;
 mod reset;
 mod sysfs;
+mod tracking;
 mod translators;
 mod vfio;
 
@@ -46,6 +51,7 @@ use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO
 
 use super::{Device, Error, Mapping, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::memory::DirtyTracker;
 use crate::pci::registers::{
     PCI_BASE_ADDRESS_0, PCI_CFG_SPACE_SIZE, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_ROM_ADDRESS,
     PCI_STD_HEADER_SIZEOF,
@@ -56,6 +62,7 @@ pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
 pub use iommu::HostIommu;
 use irqs::Irqs;
+use logging::DeviceLogging;
 pub use open::{Companion, Opened, VfToken, adopt, open};
 pub use open_error::OpenError;
 pub use reset::Group;
@@ -122,6 +129,7 @@ pub struct KernelDevice {
     irqs: Irqs,
     handed: Vec<Option<Handed>>,
     ladder: Ladder,
+    logging: Option<Arc<DeviceLogging>>,
 }
 
 impl KernelDevice {
@@ -155,6 +163,7 @@ impl KernelDevice {
         let ladder = Ladder::new(&vfio, info.reset, &bytes, group.as_ref());
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
+        let logging = DeviceLogging::probe(&vfio).map(Arc::new);
         let mut device = Self {
             vfio,
             group,
@@ -166,6 +175,7 @@ impl KernelDevice {
             irqs,
             handed,
             ladder,
+            logging,
         };
         device.announce(handoff);
         // The first client finds what every other finds, and not where the host had the BARs.
@@ -373,6 +383,11 @@ impl Device for KernelDevice {
         }
         let stopped = command & !PCI_COMMAND_MASTER;
         self.write(region::CONFIG, at, &stopped.to_le_bytes())
+    }
+
+    fn dirty_tracker(&self) -> Option<Arc<dyn DirtyTracker>> {
+        let logging = self.logging.as_ref()?;
+        Some(Arc::clone(logging) as _)
     }
 
     fn release_request(&self) -> Option<BorrowedFd<'_>> {
