@@ -41,6 +41,17 @@ impl Function {
         self.memory.logging_stop()
     }
 
+    /// Whether logging is in force.
+    ///
+    /// # Errors
+    /// [`LoggingError::NotStarted`].
+    pub fn check_logging(&self) -> Result<(), LoggingError> {
+        if self.memory.is_logging() {
+            return Ok(());
+        }
+        Err(LoggingError::NotStarted)
+    }
+
     /// DMA_LOGGING_REPORT: the words of the bitmap, and the pages it reports are clean from then on. Check
     /// with [`LoggingReport::new`] first whether there is room for it.
     ///

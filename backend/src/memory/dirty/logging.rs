@@ -148,6 +148,12 @@ impl AddressSpace {
         device.is_some() || self.own_source().is_some()
     }
 
+    /// Whether logging is in force.
+    #[must_use]
+    pub fn is_logging(&self) -> bool {
+        self.state().logging.is_some()
+    }
+
     fn own_source(&self) -> Option<Source> {
         match self.iommu() {
             Some(iommu) => {

@@ -64,7 +64,7 @@ pub enum LoggingError {
     Overlap(u64, u64),
     /// A REPORT whose bitmap no message can carry.
     #[error(
-        "A report of {length:#x} bytes in pages of {page_size:#x} needs a bitmap of more than {MAX_BITMAP} \
+        "A report of {length:#x} bytes in pages of {page_size:#x} needs a bitmap of more than {limit} \
          bytes: ask for a part of it, or for larger pages"
     )]
     TooLong {
@@ -72,6 +72,8 @@ pub enum LoggingError {
         length: u64,
         /// Bytes of a page.
         page_size: u64,
+        /// Bytes of the largest bitmap that can be had.
+        limit: u64,
     },
     /// Whoever tracks refuses.
     #[error("{what}: {errno}")]
@@ -191,8 +193,13 @@ impl LoggingReport {
         }
         let shift = page_size.trailing_zeros();
         let report = Self { addresses, shift };
-        if report.bitmap_size() > MAX_BITMAP as u64 {
-            return Err(LoggingError::TooLong { length, page_size });
+        let limit = MAX_BITMAP as u64;
+        if report.bitmap_size() > limit {
+            return Err(LoggingError::TooLong {
+                length,
+                page_size,
+                limit,
+            });
         }
         Ok(report)
     }
