@@ -16,8 +16,10 @@ use crate::{Error, Negotiated, Options};
 
 /// The longest reply payload that is ever asked for beside data transfers, in bytes.
 pub(crate) const MAX_ARGSZ: u32 = 64 * 1024;
-/// The longest fixed part before the data of a transfer, in bytes.
-const MAX_FIXED_PART: usize = 16;
+/// The longest fixed part before the data of a reply, in bytes: that of a DMA_LOGGING_REPORT.
+const REPLY_FIXED_PART: usize = 32;
+/// The same of a request on the twin socket: that of a DMA_WRITE.
+const TWIN_FIXED_PART: usize = 16;
 
 /// A connection to one device. Every call may be made from any thread: a mutex is held from a request to
 /// its reply, which costs nothing as servers answer strictly in order.
@@ -56,13 +58,15 @@ impl Client {
         stream.set_read_timeout(options.timeout)?;
         stream.set_write_timeout(options.timeout)?;
         let max_message = max_message(&options);
-        let mut connection = Connection::new(transport::split(stream, max_message));
+        let longest = max_message + REPLY_FIXED_PART;
+        let mut connection = Connection::new(transport::split(stream, longest));
         let (negotiated, twin_end) = negotiate(&mut connection, &options)?;
         let sender = connection.sender().clone();
         let twin = match twin_end.zip(options.callbacks.clone()) {
             None => None,
             Some((fd, callbacks)) => {
-                let halves = transport::split(UnixStream::from(fd), max_message);
+                let longest = max_message + TWIN_FIXED_PART;
+                let halves = transport::split(UnixStream::from(fd), longest);
                 let limit = options.transfer_limit();
                 let routes = negotiated.irq_routes;
                 Some(Twin::start(
@@ -131,10 +135,10 @@ impl Drop for Client {
     }
 }
 
-/// The longest message taken, in bytes.
+/// The longest message taken but for its fixed part, in bytes.
 fn max_message(options: &Options) -> usize {
     let payload = options.transfer_limit().max(MAX_ARGSZ);
-    HEADER_SIZE + MAX_FIXED_PART + usize::try_from(payload).unwrap_or(usize::MAX / 2)
+    HEADER_SIZE + usize::try_from(payload).unwrap_or(usize::MAX / 2)
 }
 
 /// Refuses a body where the reply is a header only.

@@ -4,7 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`Options`], [`Negotiated`] | what is offered to the server, what it granted |
-//! | [`Client`] | the connection; `info`, `access`, `dma`, `irqs` and `feature` add its calls, one subject each |
+//! | [`Client`] | the connection; `info`, `access`, `dma`, `logging`, `irqs` and `feature` add its calls, one subject each |
 //! | [`mapping`] | regions mapped into this process |
 //! | [`twin`] | requests the server makes: guest memory by message, interrupt routes |
 //! | [`spawn()`] | a backend process of one's own |
@@ -26,6 +26,7 @@ mod error;
 mod feature;
 mod info;
 mod irqs;
+mod logging;
 pub mod mapping;
 mod negotiation;
 mod spawn;
