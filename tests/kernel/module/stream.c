@@ -252,8 +252,6 @@ static int expected_length(struct vt_loader *loader, const struct record *record
 {
 	u64 where = le64_to_cpu(record->where);
 
-	if (loader->complete)
-		return -EINVAL;
 	switch (le32_to_cpu(record->kind)) {
 	case KIND_HEADER:
 		return loader->have_registers ? -EINVAL : sizeof(struct header);
@@ -304,6 +302,9 @@ static int take(struct vt_dev *vt, struct vt_loader *loader, const u8 *data, siz
 	int length;
 
 	while (count || loader->have >= sizeof(*record)) {
+		/* Nothing comes after the end. */
+		if (loader->complete)
+			return -EINVAL;
 		wanted = sizeof(*record);
 		if (loader->have >= sizeof(*record)) {
 			length = expected_length(loader, record);
