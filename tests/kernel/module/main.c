@@ -320,6 +320,12 @@ static ssize_t stopped_accesses_show(struct device *dev, struct device_attribute
 }
 static DEVICE_ATTR_RO(stopped_accesses);
 
+static ssize_t refused_states_show(struct device *dev, struct device_attribute *attribute, char *buf)
+{
+	return sysfs_emit(buf, "%d\n", atomic_read(&of_device(dev)->refused_states));
+}
+static DEVICE_ATTR_RO(refused_states);
+
 static ssize_t scribble_store(struct device *dev, struct device_attribute *attribute, const char *buf, size_t count)
 {
 	u32 pages;
@@ -369,6 +375,7 @@ static struct attribute *device_attributes[] = {
 	&dev_attr_state.attr,
 	&dev_attr_resets.attr,
 	&dev_attr_stopped_accesses.attr,
+	&dev_attr_refused_states.attr,
 	&dev_attr_scribble.attr,
 	&dev_attr_raise.attr,
 	NULL,

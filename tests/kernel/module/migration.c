@@ -364,9 +364,13 @@ static struct file *walk(struct vt_dev *vt, enum vfio_device_mig_state wanted)
 			fput(filp);
 			return ERR_PTR(-EINVAL);
 		}
-		ret = vfio_mig_get_next_state(&vt->vdev, vt->mig_state, wanted, &next);
-		if (ret)
+		/* The kernel's function warns of a driver that asks it in ERROR. */
+		ret = vt->mig_state == VFIO_DEVICE_STATE_ERROR ? -EINVAL :
+			vfio_mig_get_next_state(&vt->vdev, vt->mig_state, wanted, &next);
+		if (ret) {
+			atomic_inc(&vt->refused_states);
 			return ERR_PTR(ret);
+		}
 		if (vt_knob(vt, fail_state) == next)
 			return injected_failure(vt);
 		filp = step(vt, next);

@@ -124,8 +124,10 @@ static int write_state(struct vt_dev *vt, u32 new)
 	ret = vt_delay(vt_knob(vt, slow_state_ms));
 	if (ret)
 		return ret;
-	if ((old ^ new) & ~VFIO_DEVICE_STATE_MASK || !VFIO_DEVICE_STATE_VALID(new) || VFIO_DEVICE_STATE_IS_ERROR(old))
+	if ((old ^ new) & ~VFIO_DEVICE_STATE_MASK || !VFIO_DEVICE_STATE_VALID(new) || VFIO_DEVICE_STATE_IS_ERROR(old)) {
+		atomic_inc(&vt->refused_states);
 		return -EINVAL;
+	}
 	if (vt_knob(vt, fail_state) == (new & VFIO_DEVICE_STATE_MASK))
 		return vt_knob(vt, fail_to_error) ? fail(vt, vt_injected(vt)) : vt_injected(vt);
 	if (old == new)

@@ -210,6 +210,7 @@ struct vt_dev {
 
 	atomic_t resets;
 	atomic_t stopped_accesses;
+	atomic_t refused_states;
 	/* Makes every scribble a change. */
 	atomic_t scribbles;
 

@@ -137,6 +137,7 @@ fn state_to_error() -> Outcome {
             "out of ERROR",
         )?;
     }
+    check_eq!(gpu.get("refused_states")?, 2, "states that were refused");
     device.reset()?;
     check_state(&device, state::RUNNING, "after reset")
 }
