@@ -3,12 +3,14 @@
  * vugtest: a mediated device that looks like a GPU and misbehaves on request. README.md says how it is used: types, registers,
  * knobs. This header is what its parts share.
  *
- *   main.c          types, knobs, opening, closing, reset
+ *   main.c          types, opening, closing, reset
+ *   knobs.c         the files in sysfs
  *   io.c            regions: sizes, capabilities, read, write, mmap; the registers of BAR2
  *   config.c        PCI config space, and the data of the IGD regions
  *   irq.c           eventfds
  *   stream.c        the device's state as records: saver and loader
- *   migration.c     migration v2: states and data fd
+ *   migration.c     migration v2: states
+ *   data_fd.c       migration v2: the data fd
  *   migration_v1.c  migration v1: the region
  *   logging.c       DMA logging
  *
@@ -26,6 +28,8 @@
 #include <linux/types.h>
 #include <linux/vfio.h>
 #include <linux/xarray.h>
+
+#define VT_NAME			"vugtest"
 
 /* Regions that no PCI function has come after those that each may have. */
 #define VT_EXTRA_REGION		VFIO_PCI_NUM_REGIONS
@@ -251,6 +255,9 @@ int vt_delay(s64 ms);
 void vt_reset(struct vt_dev *vt);
 void vt_scribble(struct vt_dev *vt, u32 pages);
 
+/* knobs.c */
+extern const struct attribute_group *vt_device_groups[];
+
 /* io.c */
 ssize_t vt_read(struct vfio_device *vdev, char __user *buf, size_t count, loff_t *ppos);
 ssize_t vt_write(struct vfio_device *vdev, const char __user *buf, size_t count, loff_t *ppos);
@@ -295,6 +302,11 @@ int vt_loader_finish(struct vt_dev *vt, struct vt_loader *loader);
 extern const struct vfio_migration_ops vt_migration_ops;
 /* With mig_lock held. */
 void vt_end_migration(struct vt_dev *vt);
+
+/* data_fd.c; with mig_lock held */
+/* The device keeps one reference of the file, the caller gets another. */
+struct vt_stream *vt_open_stream(struct vt_dev *vt, bool save);
+void vt_close_stream(struct vt_stream **place);
 
 /* migration_v1.c */
 int vt_v1_init(struct vt_dev *vt);
