@@ -8,6 +8,7 @@
 //! | [`pci`] | config space, capability lists, MSI-X table, ROM images: pure |
 //! | [`device`] | the trait of a device: [`device::kernel`], the kernel's VFIO, and [`device::model`], the software GPU |
 //! | [`memory`] | guest memory that the device reaches (DMA maps) |
+//! | [`migration`] | states, stream, sizes of a device on its way to another process |
 //! | [`interrupts`], [`routes`] | eventfds, levels and masks; where the guest wants messages delivered |
 //! | [`options`] | the command line |
 //! | [`privileges`], [`sandbox`] | becoming an ordinary user; giving up what serving does not need |
@@ -17,6 +18,7 @@ pub mod device;
 pub mod function;
 pub mod interrupts;
 pub mod memory;
+pub mod migration;
 pub mod options;
 pub mod pci;
 pub mod poller;

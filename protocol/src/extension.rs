@@ -2,7 +2,8 @@
 //! What this project adds to the protocol, under the capability `x_vfio_user_gpu`.
 //!
 //! The client offers `"x_vfio_user_gpu": {"version": 1, "features": [...]}`; the server answers the
-//! subset it grants, and only then is a feature's command valid. Numbers start at 0x8000.
+//! subset it grants, and only then is a feature's command valid. Numbers start at 0x8000. What concerns
+//! migration is in [`migration`].
 //!
 //! ## `describe` (no command)
 //!
@@ -22,6 +23,8 @@
 //!  | argsz  | index  | start  | count  | count x IrqRoute     | ...
 //!  +--------+--------+--------+--------+----------------------+-----
 //! ```
+
+pub mod migration;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -179,6 +179,20 @@ commands! {
     MigDataWrite = 18,
     /// Server to client, extension `irq_routes`: where interrupt messages go.
     IrqRoutes = 0x8000,
+    /// Extension `mig_channel`: a second socket for migration.
+    MigChannel = 0x8001,
+    /// Extension `precopy_info`: what the pre-copy phase still has.
+    MigPrecopyInfo = 0x8002,
+    /// Extension `pending`: how much is still to be moved.
+    MigPending = 0x8003,
+    /// Extension `mig_shm`: shared memory for migration data.
+    MigShm = 0x8004,
+    /// Extension `mig_shm`: read migration data into it.
+    MigShmRead = 0x8005,
+    /// Extension `mig_shm`: write migration data out of it.
+    MigShmWrite = 0x8006,
+    /// Extension `explain`: why the last request was refused.
+    Explain = 0x8007,
 }
 
 #[cfg(test)]

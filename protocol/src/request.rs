@@ -9,6 +9,9 @@ use zerocopy::IntoBytes;
 use crate::codec::{DecodeError, Reader, check_argsz, check_length};
 use crate::device::{DeviceInfo, RegionInfo};
 use crate::dma::{self, DmaAccess, DmaMap, DmaUnmap};
+use crate::extension::migration::{
+    MigShm, PENDING_EXACT, Pending, PrecopyInfo, Query, ShmTransfer,
+};
 use crate::feature::Feature;
 use crate::header::Command;
 use crate::io_fds::IoFds;
@@ -57,6 +60,20 @@ pub enum Request<'a> {
     MigDataRead(MigData),
     /// MIG_DATA_WRITE with its data.
     MigDataWrite(MigData, &'a [u8]),
+    /// MIG_CHANNEL.
+    MigChannel(Query),
+    /// MIG_PRECOPY_INFO.
+    MigPrecopyInfo(Query),
+    /// MIG_PENDING.
+    MigPending(Query),
+    /// MIG_SHM.
+    MigShm(MigShm),
+    /// MIG_SHM_READ.
+    MigShmRead(ShmTransfer),
+    /// MIG_SHM_WRITE.
+    MigShmWrite(ShmTransfer),
+    /// EXPLAIN, and the largest reply payload accepted.
+    Explain(Query),
 }
 
 /// The writes of a REGION_WRITE_MULTI, read one by one.
@@ -171,6 +188,26 @@ impl<'a> Request<'a> {
                 check_length("mig_data_write.size", data.size.into(), reader.rest().len())?;
                 Self::MigDataWrite(data, reader.rest())
             }
+            Command::MigChannel => {
+                Self::MigChannel(take_query::<Query>(&mut reader, "mig_channel", 0)?)
+            }
+            Command::MigPrecopyInfo => {
+                let query = take_query::<PrecopyInfo>(&mut reader, "mig_precopy_info", 0)?;
+                Self::MigPrecopyInfo(query)
+            }
+            Command::MigPending => {
+                let query = take_query::<Pending>(&mut reader, "mig_pending", PENDING_EXACT)?;
+                Self::MigPending(query)
+            }
+            Command::MigShm => {
+                let shm: MigShm = reader.take("mig_shm")?;
+                check_argsz::<MigShm>("mig_shm.argsz", shm.argsz)?;
+                check_bits("mig_shm.flags", shm.flags, 0)?;
+                Self::MigShm(shm)
+            }
+            Command::MigShmRead => Self::MigShmRead(take_transfer(&mut reader, "mig_shm_read")?),
+            Command::MigShmWrite => Self::MigShmWrite(take_transfer(&mut reader, "mig_shm_write")?),
+            Command::Explain => Self::Explain(take_query::<Query>(&mut reader, "explain", 0)?),
             Command::IrqRoutes => return Err(DecodeError::UnknownCommand(command.into())),
         })
     }
@@ -196,6 +233,13 @@ impl<'a> Request<'a> {
             Self::DeviceFeature(..) => Command::DeviceFeature,
             Self::MigDataRead(_) => Command::MigDataRead,
             Self::MigDataWrite(..) => Command::MigDataWrite,
+            Self::MigChannel(_) => Command::MigChannel,
+            Self::MigPrecopyInfo(_) => Command::MigPrecopyInfo,
+            Self::MigPending(_) => Command::MigPending,
+            Self::MigShm(_) => Command::MigShm,
+            Self::MigShmRead(_) => Command::MigShmRead,
+            Self::MigShmWrite(_) => Command::MigShmWrite,
+            Self::Explain(_) => Command::Explain,
         }
     }
 
@@ -220,6 +264,12 @@ impl<'a> Request<'a> {
             Self::DeviceFeature(feature, data) => (feature.as_bytes(), data),
             Self::MigDataRead(data) => (data.as_bytes(), &[]),
             Self::MigDataWrite(fixed, data) => (fixed.as_bytes(), data),
+            Self::MigChannel(query)
+            | Self::MigPrecopyInfo(query)
+            | Self::MigPending(query)
+            | Self::Explain(query) => (query.as_bytes(), &[]),
+            Self::MigShm(shm) => (shm.as_bytes(), &[]),
+            Self::MigShmRead(transfer) | Self::MigShmWrite(transfer) => (transfer.as_bytes(), &[]),
         };
         [fixed, data].concat()
     }
@@ -233,6 +283,21 @@ fn check_bits(field: &'static str, value: u32, known: u32) -> Checked<()> {
         });
     }
     Ok(())
+}
+
+/// A query whose reply `T` fits, with no flags but the known ones.
+fn take_query<T>(reader: &mut Reader<'_>, field: &'static str, known: u32) -> Checked<Query> {
+    let query: Query = reader.take(field)?;
+    check_argsz::<T>(field, query.argsz)?;
+    check_bits(field, query.flags, known)?;
+    Ok(query)
+}
+
+fn take_transfer(reader: &mut Reader<'_>, field: &'static str) -> Checked<ShmTransfer> {
+    let transfer: ShmTransfer = reader.take(field)?;
+    check_argsz::<ShmTransfer>(field, transfer.argsz)?;
+    check_bits(field, transfer.flags, 0)?;
+    Ok(transfer)
 }
 
 fn check_mig_argsz(data: &MigData) -> Checked<()> {
@@ -354,6 +419,22 @@ mod tests {
                     size: 0x10_0000,
                 }),
             ),
+            (
+                words(&[(48, 4), (1, 4)]),
+                Request::MigPending(Query {
+                    argsz: 48,
+                    flags: PENDING_EXACT,
+                }),
+            ),
+            (
+                words(&[(24, 4), (0, 4), (0x10_0000, 8), (0x8_0000, 8)]),
+                Request::MigShmRead(ShmTransfer {
+                    argsz: 24,
+                    flags: 0,
+                    offset: 0x10_0000,
+                    size: 0x8_0000,
+                }),
+            ),
         ];
         for (bytes, request) in table {
             let decoded = Request::decode(request.command().into(), &bytes);
@@ -397,6 +478,12 @@ mod tests {
         assert_eq!(
             Request::decode(0x8000, &[]),
             Err(DecodeError::UnknownCommand(0x8000))
+        );
+        let query = [47_u32, 0];
+        assert_eq!(
+            Request::decode(0x8003, query.as_bytes()),
+            short("mig_pending", 48, 47),
+            "no room for the reply"
         );
         let flags = DmaMap {
             argsz: 32,

@@ -14,6 +14,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::migration::MigrationDriver;
 use crate::pci::ConfigSpace;
 
 /// Region indexes of a PCI device (linux/vfio.h, `VFIO_PCI_*_REGION_INDEX`).
@@ -53,6 +54,12 @@ pub enum Error {
         /// "read" or "written".
         what: &'static str,
     },
+    /// The device is being saved or loaded; its regions are closed.
+    #[error("Region {region} is closed while the device is saved or loaded")]
+    Migrating {
+        /// The region index.
+        region: u32,
+    },
     /// The operating system refused.
     #[error("{what}")]
     Io {
@@ -71,6 +78,7 @@ impl Error {
         match self {
             Self::OutOfRange { .. } => Errno::INVAL,
             Self::Denied { .. } => Errno::PERM,
+            Self::Migrating { .. } => Errno::BUSY,
             Self::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
         }
     }
@@ -167,6 +175,11 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// What the device says; the session goes on cleaning up.
     fn stop_dma(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// How the device migrates, if it does.
+    fn migration(&self) -> Option<&dyn MigrationDriver> {
+        None
     }
 
     /// Becomes readable when whoever lent the device wants it back: the process must then let go of it.
