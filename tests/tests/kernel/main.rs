@@ -44,6 +44,7 @@ macro_rules! boot {
 #[track_caller]
 fn owner() -> Guest {
     vfio_guest(lane::vfio_kernel())
+        .module("vugtest.ko", lane::test_module())
         .file("bin/vfio-user-gpu", binaries::static_backend())
         .file("bin/vfio-user-ctl", binaries::static_ctl())
 }
@@ -59,6 +60,19 @@ boot! {
     "vfio-reset" reset_and_flr_clear_a_device
     "vfio-token" a_virtual_function_needs_its_token
     "owner-model" the_static_backend_runs_there
+}
+
+boot! {
+    /// The devices of our test module, without the backend.
+    test_gpu: owner();
+    "gpu-variants" every_type_of_test_gpu_opens_and_has_its_regions
+    "gpu-interrupts" a_test_gpu_s_interrupts_reach_their_eventfds
+    "gpu-igd" an_intel_gpu_shows_its_opregion_and_bridges
+    "gpu-v2" test_gpus_migrate_with_every_set_of_states
+    "gpu-v1" test_gpus_migrate_by_every_layout_of_the_old_region
+    "gpu-faults" a_test_gpu_fails_as_it_is_told
+    "gpu-logging" a_test_gpu_reports_the_pages_it_wrote
+    "gpu-quiet" the_kernel_has_nothing_to_complain_about
 }
 
 boot! {
