@@ -12,6 +12,7 @@ use vfio_user_protocol::extension::IrqRoute;
 use crate::device::{Device, Error, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
 use crate::memory::AddressSpace;
+use crate::migration::Migration;
 use crate::pci::{BarState, Changes, ConfigSpace, MsixState, MsixTable, PowerState};
 use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
@@ -21,6 +22,7 @@ use crate::routes::{self, RouteSink, Routes};
 pub struct Function {
     device: Arc<dyn Device>,
     memory: Arc<AddressSpace>,
+    migration: Migration,
     state: Mutex<State>,
 }
 
@@ -60,6 +62,7 @@ impl Function {
             routes,
         });
         Self {
+            migration: Migration::new(Arc::clone(&device)),
             device,
             memory,
             state,
@@ -80,6 +83,12 @@ impl Function {
     #[must_use]
     pub fn memory(&self) -> &AddressSpace {
         &self.memory
+    }
+
+    /// The migration of the device.
+    #[must_use]
+    pub fn migration(&self) -> &Migration {
+        &self.migration
     }
 
     /// What is at a region index, the composed config space included.
@@ -114,6 +123,7 @@ impl Function {
             return self.read_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
+        self.check_open(index)?;
         let state = self.state();
         if index > region::BAR5 && (state.decodes(index) || !state.config.is_live()) {
             return self.device.read(index, offset, data);
@@ -152,6 +162,7 @@ impl Function {
             return self.write_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
+        self.check_open(index)?;
         let mut state = self.state();
         if index > region::BAR5 && (state.decodes(index) || !state.config.is_live()) {
             return self.device.write(index, offset, data);
@@ -186,6 +197,14 @@ impl Function {
         // A region that is not there takes no access, not even an empty one.
         if size == 0 || end.is_none_or(|end| end > size) {
             return Err(out_of_range(index, offset, length));
+        }
+        Ok(())
+    }
+
+    /// What is written to a device that was saved would be lost, and what a device is loaded with is not there yet.
+    fn check_open(&self, region: u32) -> Result<(), Error> {
+        if self.migration.is_closed() {
+            return Err(Error::Migrating { region });
         }
         Ok(())
     }
@@ -261,6 +280,7 @@ impl Function {
 
     fn reset_locked(&self, state: &mut State, cause: ResetCause) -> Result<(), Error> {
         let done = self.device.reset(cause);
+        self.migration.was_reset();
         // The guest sees a reset function even if the device is not: nothing of before must be believed.
         match cause {
             ResetCause::Disconnect => state.config.power_on(),
@@ -449,5 +469,6 @@ fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
     }
 }
 
+mod guest;
 #[cfg(test)]
 mod tests;

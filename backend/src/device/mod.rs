@@ -54,6 +54,12 @@ pub enum Error {
         /// "read" or "written".
         what: &'static str,
     },
+    /// The device is being saved or loaded; its regions are closed.
+    #[error("Region {region} is closed while the device is saved or loaded")]
+    Migrating {
+        /// The region index.
+        region: u32,
+    },
     /// The operating system refused.
     #[error("{what}")]
     Io {
@@ -72,6 +78,7 @@ impl Error {
         match self {
             Self::OutOfRange { .. } => Errno::INVAL,
             Self::Denied { .. } => Errno::PERM,
+            Self::Migrating { .. } => Errno::BUSY,
             Self::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
         }
     }

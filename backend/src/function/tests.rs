@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::interrupts::{IrqInfo, IrqRequest};
 use crate::memory::{Access, CpuAccess, MapRequest};
+use crate::migration::{Guest, UNKNOWN};
 use crate::pci::registers::{PCI_COMMAND, PCI_STATUS};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, Msi, MsiX};
 
@@ -399,4 +400,81 @@ fn a_client_may_ask_to_keep_the_device() {
     );
     let command: [u8; 1] = read(&function, region::CONFIG, PCI_COMMAND.into());
     assert_eq!(command, [6]);
+}
+
+#[test]
+fn what_a_guest_set_up_arrives_in_another_function() {
+    let (source, ..) = function();
+    enable(&source);
+    let entry = [
+        0x04, 0x10, 0xe0, 0xfe, 0, 0, 0, 0, 0x41, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    source.write(4, TABLE + 16, &entry).unwrap();
+    source
+        .write(region::CONFIG, MSIX_CONTROL + 1, &[0x80])
+        .unwrap();
+    source
+        .write(region::CONFIG, 0x20, &0xfeb0_0000_u32.to_le_bytes())
+        .unwrap();
+    let saved = source.save();
+
+    let (destination, log, _) = function();
+    destination.follow_guest_routes(Arc::clone(&log) as _);
+    assert_eq!(destination.identity(), source.identity());
+    destination.check(&saved).unwrap();
+    destination.load(&saved).unwrap();
+    assert_eq!(destination.save(), saved);
+    assert_eq!(read(&destination, 4, TABLE + 16), entry);
+    let told = log.take().into_iter().find_map(|event| match event {
+        Event::Routes(MSIX, 0, routes) => Some(routes[1]),
+        _ => None,
+    });
+    assert_eq!(told, Some(routes::enabled(0xfee0_1004, 0x41, false)));
+}
+
+#[test]
+fn a_state_that_does_not_fit_changes_nothing() {
+    let (function, ..) = function();
+    let before = function.save();
+    for cut in [
+        |state: &mut crate::migration::GuestState| state.config.truncate(256),
+        |state: &mut crate::migration::GuestState| state.msix_table.clear(),
+    ] {
+        let mut other = before.clone();
+        other.config[4] = 0xff;
+        cut(&mut other);
+        assert!(function.check(&other).is_err());
+        assert!(function.load(&other).is_err());
+        assert_eq!(function.save(), before);
+    }
+    // What a guest cannot write does not come from elsewhere.
+    let mut forged = before.clone();
+    forged.config[0..4].fill(0xaa);
+    forged.config[8..12].fill(0xaa);
+    function.load(&forged).unwrap();
+    assert_eq!(function.save(), before);
+}
+
+#[test]
+fn an_identity_names_what_a_guest_depends_on() {
+    let (function, ..) = function();
+    let identity = function.identity();
+    let text: Vec<_> = identity
+        .0
+        .iter()
+        .map(|(k, v)| format!("{k}: {v}"))
+        .collect();
+    for expected in [
+        "BAR1: 32 bytes of I/O",
+        "BAR4: 16384 bytes of memory",
+        "MSI-X vectors: 3",
+        "config space: 4096 bytes",
+        "capabilities: 11@40 05@50 10@80",
+    ] {
+        assert!(
+            text.iter().any(|line| line == expected),
+            "{expected}: {text:?}"
+        );
+    }
+    assert!(text.contains(&format!("driver data: {UNKNOWN}")));
 }

@@ -107,6 +107,14 @@ pub trait DataStream: Send + fmt::Debug {
     /// EINTR, EAGAIN, ENODEV once the transfer is over, or a failure.
     fn write(&mut self, from: &VolatileSlice<'_>, ends_transaction: bool) -> Result<usize, Errno>;
 
+    /// Waits until data can move, after EAGAIN.
+    ///
+    /// # Errors
+    /// What the driver says; EAGAIN where there is no waiting.
+    fn wait(&mut self) -> Result<(), Errno> {
+        Err(Errno::AGAIN)
+    }
+
     /// What is left of pre-copy. Drivers begin another pass only when asked.
     ///
     /// # Errors

@@ -3,10 +3,32 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `driver.rs` | what is asked of a device: [`MigrationDriver`], [`DataStream`] |
+//! | `session.rs` | [`Migration`]: the state of a device, and the stream being sent or received |
 //! | `states.rs` | the state machine of `linux/vfio.h`, pure |
+//! | `driver.rs` | what is asked of a device: [`MigrationDriver`], [`DataStream`] |
+//! | `source.rs`, `sink.rs` | the sending and the receiving end of a stream |
+//! | `record.rs` | what a stream is made of, pure |
+//! | `guest.rs` | [`Guest`]: identity, and what the guest set up in front of the device |
+//! | `estimate.rs` | [`Pending`]: how much is still to be moved, pure |
+//! | `buffer.rs` | a piece of the stream: memory of this process, or shared with the client |
 
+pub mod buffer;
 mod driver;
+mod error;
+mod estimate;
+mod guest;
+pub mod record;
+mod session;
+mod sink;
+mod source;
 pub mod states;
 
 pub use driver::{DataStream, MigrationDriver, PrecopyInfo, Support, Taken};
+pub use error::Error;
+pub use estimate::Pending;
+pub use guest::{Difference, Guest, GuestState, Identity, UNKNOWN};
+pub use session::{Migration, Report, ShowP2p};
+pub use source::More;
+
+#[cfg(test)]
+mod tests;

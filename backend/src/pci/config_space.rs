@@ -149,6 +149,69 @@ impl ConfigSpace {
         }
     }
 
+    /// Takes over what a guest wrote to another function like this one, whose space read `bytes`: every bit that
+    /// software can change. What is the hardware's own stays.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] for another size; nothing is changed then.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), OutOfRange> {
+        self.check_size(bytes.len())?;
+        for ((value, rule), byte) in self.values.iter_mut().zip(&self.rules).zip(bytes) {
+            let mask = rule.write | rule.clear;
+            *value = *value & !mask | byte & mask;
+        }
+        Ok(())
+    }
+
+    /// Whether `bytes` could be taken over by [`Self::restore`].
+    ///
+    /// # Errors
+    /// [`OutOfRange`] for another size.
+    pub fn check_size(&self, length: usize) -> Result<(), OutOfRange> {
+        if length == self.values.len() {
+            return Ok(());
+        }
+        Err(OutOfRange {
+            offset: 0,
+            len: length,
+            size: self.values.len(),
+        })
+    }
+
+    /// Runs of bytes, within dwords, in which software can change something.
+    #[must_use]
+    pub fn written_by_software(&self) -> Vec<std::ops::Range<usize>> {
+        let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+        for (at, rule) in self.rules.iter().enumerate() {
+            if rule.write == 0 {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.end == at && at % 4 != 0 => run.end = at + 1,
+                _ => runs.push(at..at + 1),
+            }
+        }
+        runs
+    }
+
+    /// Whether the power state is among these bytes.
+    #[must_use]
+    pub fn is_power_control(&self, bytes: &std::ops::Range<usize>) -> bool {
+        let at = self.places.pm.map(|pm| usize::from(pm + PCI_PM_CTRL));
+        at.is_some_and(|at| bytes.contains(&at))
+    }
+
+    /// A checksum of what no software can change, at power-on: equal for functions made alike.
+    #[must_use]
+    pub fn fixed_checksum(&self) -> u32 {
+        let fixed: Vec<u8> = self
+            .rules
+            .iter()
+            .map(|rule| rule.reset & !rule.write)
+            .collect();
+        crc32fast::hash(&fixed)
+    }
+
     /// The bits of each byte that start a function level reset.
     pub(super) fn flr_bits(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = u8> + '_ {
         let rules = self.rules.get(range).unwrap_or_default();

@@ -56,6 +56,12 @@ impl MsixTable {
         self.vectors
     }
 
+    /// The whole table as the guest reads it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// What the guest reads at `offset` from the start of the table.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), OutOfRange> {
         let range = range::checked(offset, out.len(), self.bytes.len())?;

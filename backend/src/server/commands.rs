@@ -27,8 +27,11 @@ use vfio_user_protocol::version::{
 use vfio_user_protocol::{DecodeError, Request, extension};
 use zerocopy::IntoBytes;
 
+use super::channel::Channel;
 use super::irqs;
-use super::session::{MAX_DATA, Negotiated, Refusal, Session, capabilities};
+use super::migration::{Granted, MigrationCommands};
+use super::refusal::Refusal;
+use super::session::{MAX_DATA, Negotiated, Session, capabilities};
 use super::twin::Twin;
 use crate::device::{ResetCause, region};
 use crate::interrupts::{self, INDEXES};
@@ -43,9 +46,9 @@ impl Session {
             return Err(Refusal::Unexpected("The first command must be VERSION"));
         }
         let takes = match &request {
-            Request::DmaMap(_) => 1,
+            Request::DmaMap(_) | Request::MigChannel(_) => 1,
             Request::DeviceSetIrqs(..) => fds.len(),
-            _ => 0,
+            other => MigrationCommands::descriptors(other),
         };
         if fds.len() > takes {
             return Err(DecodeError::Descriptors {
@@ -67,21 +70,18 @@ impl Session {
             Request::RegionWrite(access, data) => self.region_write(&access, data),
             Request::RegionWriteMulti(count, writes) => self.region_write_multi(count, writes),
             Request::DeviceReset => Ok(self.function.reset(ResetCause::Client)?),
-            // The specification leaves the errno open. EINVAL is what the reference library answers and
-            // what QEMU takes for "not supported", as it takes the kernel's ENOTTY.
-            Request::DeviceFeature(..) | Request::MigDataRead(_) | Request::MigDataWrite(..) => {
-                Err(Refusal::Unexpected("The device has no such feature"))
-            }
-            Request::MigChannel(_)
-            | Request::MigPrecopyInfo(_)
-            | Request::MigPending(_)
-            | Request::MigShm(_)
-            | Request::MigShmRead(_)
-            | Request::MigShmWrite(_)
-            | Request::Explain(_) => Err(Refusal::Unexpected("Not negotiated")),
+            Request::MigChannel(_) => self.open_channel(fds.pop()),
             Request::DmaRead(_) | Request::DmaWrite(..) => Err(Refusal::Unexpected(
                 "DMA_READ and DMA_WRITE are for the server to send",
             )),
+            migration => {
+                let commands = self.migration.as_mut();
+                let commands = commands.ok_or(Refusal::Unexpected("No version agreed upon"))?;
+                let last = std::mem::take(&mut self.replies.last_refusal);
+                let done = commands.command(migration, fds, &last, &mut self.reply);
+                self.replies.last_refusal = last;
+                done
+            }
         }
     }
 
@@ -107,6 +107,9 @@ impl Session {
         if answer.twin_socket.is_some_and(|twin| twin.supported) {
             self.open_twin(max_data)?;
         }
+        let granted = Granted::new(&answer);
+        let function = Arc::clone(&self.function);
+        self.migration = Some(MigrationCommands::new(function, granted, max_data));
         self.negotiated = Some(Negotiated {
             max_data,
             takes_fds: offer.max_msg_fds != Some(0),
@@ -139,6 +142,28 @@ impl Session {
         // VERSION succeeds once per session, so the cell is empty.
         let _ = self.twin.set(twin);
         self.reply.fds.push(theirs.into());
+        Ok(())
+    }
+
+    /// From now on migration has its own socket; the main one takes its commands still.
+    fn open_channel(&mut self, fd: Option<OwnedFd>) -> Done {
+        let commands = self.migration.as_ref().filter(|m| m.granted.channel);
+        let commands = commands.ok_or(Refusal::Unexpected("Not negotiated"))?;
+        if self.channel.is_some() {
+            return Err(Refusal::Unexpected("The migration channel is open already"));
+        }
+        let fd = fd.ok_or(DecodeError::Descriptors {
+            expected: 1,
+            found: 0,
+        })?;
+        let channel = Channel::start(fd, commands.alike())?;
+        let closer = channel.closer().map_err(|source| Refusal::Os {
+            what: "Migration channel",
+            source,
+        })?;
+        // One channel per session, so the cell is empty.
+        let _ = self.channel_closer.set(closer);
+        self.channel = Some(channel);
         Ok(())
     }
 

@@ -7,19 +7,29 @@
 //! | `serve.rs` | the main loop: accept, refuse, signals |
 //! | `session.rs` | one client: receive, dispatch, reply, clean up |
 //! | `commands.rs` | one function per command |
+//! | `replies.rs`, `refusal.rs` | the way back: replies, errnos and their reasons |
+//! | `migration.rs`, `feature.rs`, `shared.rs` | the commands of migration; memory that carries its data |
+//! | `channel.rs` | the migration channel: a socket and a thread of its own |
 //! | `irqs.rs` | SET_IRQS checked and translated; pure |
 //! | `twin.rs` | requests of ours to the client, on the twin socket |
 
+mod channel;
 mod commands;
 mod endpoint;
+mod feature;
 mod irqs;
+mod migration;
+mod refusal;
+mod replies;
 mod serve;
 mod session;
+mod shared;
 mod twin;
 
 #[cfg(test)]
 mod tests;
 
 pub use endpoint::{Endpoint, EndpointError, SocketOptions};
+pub use refusal::Refusal;
 pub use serve::{ServeError, ServeOptions, Signals, serve};
-pub use session::{Refusal, Session, SessionError, capabilities, print_capabilities};
+pub use session::{Session, SessionError, capabilities, print_capabilities};

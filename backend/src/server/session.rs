@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
@@ -16,27 +16,28 @@ use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
 use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
 use vfio_user_protocol::region::RegionAccess;
-use vfio_user_protocol::transport::{Receiver, Sender, TransportError, split};
+use vfio_user_protocol::transport::{Receiver, TransportError, split};
 use vfio_user_protocol::version::{
     Capabilities, DEFAULT_MAX_DATA_XFER_SIZE, DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES, Extension,
     TwinSocket, Version,
 };
 use vfio_user_protocol::{DecodeError, Header, Request, extension, version};
 
-use super::irqs::IrqError;
+use super::channel::Channel;
+use super::migration::MigrationCommands;
+use super::refusal::Refusal;
+use super::replies::{Replies, Reply};
 use super::twin::Twin;
 use crate::device;
 use crate::function::Function;
-use crate::memory::MapError;
 use crate::ratelimit::peer_log;
-use crate::report::chain;
 
 /// Bytes of data in one message, as this server advertises.
 pub(super) const MAX_DATA: usize = 1 << 20;
 /// Descriptors in one message, as this server advertises. (QEMU refuses more than 16.)
 pub(super) const MAX_FDS: u32 = 16;
 /// The longest message: a header, the largest fixed part, and data.
-const MAX_MESSAGE: usize = HEADER_SIZE + size_of::<RegionAccess>() + MAX_DATA;
+pub(super) const MAX_MESSAGE: usize = HEADER_SIZE + size_of::<RegionAccess>() + MAX_DATA;
 
 /// What this server offers in VERSION.
 #[must_use]
@@ -56,6 +57,12 @@ pub fn capabilities() -> Capabilities {
             features: vec![
                 extension::IRQ_ROUTES.to_owned(),
                 extension::DESCRIBE.to_owned(),
+                extension::migration::PRECOPY_INFO.to_owned(),
+                extension::migration::PENDING.to_owned(),
+                extension::migration::MIG_CHANNEL.to_owned(),
+                extension::migration::MIG_SHM.to_owned(),
+                extension::migration::MIG_P2P.to_owned(),
+                extension::migration::EXPLAIN.to_owned(),
             ],
             ..Extension::default()
         }),
@@ -91,93 +98,13 @@ pub enum SessionError {
     Reset(#[source] device::Error),
 }
 
-/// Why one request is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// It is malformed.
-    #[error("Malformed request")]
-    Decode(#[from] DecodeError),
-    /// The device, or the region, says no.
-    #[error("Refused by the device")]
-    Device(#[from] device::Error),
-    /// The guest memory cannot be mapped or unmapped.
-    #[error("Guest memory")]
-    Map(#[from] MapError),
-    /// The interrupt request makes no sense.
-    #[error("Interrupt request")]
-    Irq(#[source] IrqErrorSource),
-    /// The command is not for now, or not for here.
-    #[error("{0}")]
-    Unexpected(&'static str),
-    /// The operating system refused.
-    #[error("{what}")]
-    Os {
-        /// What was tried.
-        what: &'static str,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// The cause of [`Refusal::Irq`], opaque to other crates.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct IrqErrorSource(#[from] IrqError);
-
-impl From<IrqError> for Refusal {
-    fn from(error: IrqError) -> Self {
-        Self::Irq(error.into())
-    }
-}
-
-impl Refusal {
-    /// The errno for the wire.
-    fn errno(&self) -> u32 {
-        let errno = match self {
-            Self::Decode(_) | Self::Irq(_) | Self::Unexpected(_) => Errno::INVAL,
-            Self::Device(error) => error.errno(),
-            Self::Map(error) => error.errno(),
-            Self::Os { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
-        };
-        errno.raw_os_error().unsigned_abs()
-    }
-}
-
-/// A reply in the making; its buffers are reused from message to message.
-#[derive(Debug, Default)]
-pub(super) struct Reply {
-    /// Fixed structures and small variable parts.
-    pub(super) payload: Vec<u8>,
-    /// Bulk data that follows; the first `data_len` bytes.
-    data: Vec<u8>,
-    data_len: usize,
-    /// Descriptors that go with it.
-    pub(super) fds: Vec<OwnedFd>,
-}
-
-impl Reply {
-    fn clear(&mut self) {
-        self.payload.clear();
-        self.fds.clear();
-        self.data_len = 0;
-    }
-
-    /// Room for `length` bytes of bulk data, with whatever was there before in it.
-    pub(super) fn data(&mut self, length: usize) -> &mut [u8] {
-        if self.data.len() < length {
-            self.data.resize(length, 0);
-        }
-        self.data_len = length;
-        &mut self.data[..length]
-    }
-}
-
 /// Ends a session from another thread.
 #[derive(Clone, Debug)]
 pub(super) struct Closer {
     main: Arc<UnixStream>,
     twin: Arc<OnceLock<Arc<Twin>>>,
+    /// Of the migration channel.
+    channel: Arc<OnceLock<UnixStream>>,
 }
 
 impl Closer {
@@ -185,6 +112,14 @@ impl Closer {
     pub(super) fn close(&self) {
         let _ = self.main.shutdown(Shutdown::Both);
         self.close_twin();
+        self.close_channel();
+    }
+
+    /// Ends the waits for requests on the migration channel.
+    pub(super) fn close_channel(&self) {
+        if let Some(channel) = self.channel.get() {
+            let _ = channel.shutdown(Shutdown::Both);
+        }
     }
 
     /// Ends the waits for answers on the twin socket: its other end may outlive the client.
@@ -219,8 +154,12 @@ pub struct Session {
     pub(super) negotiated: Option<Negotiated>,
     pub(super) twin: Arc<OnceLock<Arc<Twin>>>,
     pub(super) reply: Reply,
+    pub(super) replies: Replies,
+    /// Migration on the main socket, once negotiated.
+    pub(super) migration: Option<MigrationCommands>,
+    pub(super) channel: Option<Channel>,
+    pub(super) channel_closer: Arc<OnceLock<UnixStream>>,
     main: Arc<UnixStream>,
-    sender: Sender,
     reset_on_disconnect: bool,
 }
 
@@ -241,8 +180,11 @@ impl Session {
             negotiated: None,
             twin: Arc::default(),
             reply: Reply::default(),
+            replies: Replies::new(sender),
+            migration: None,
+            channel: None,
+            channel_closer: Arc::default(),
             main,
-            sender,
             reset_on_disconnect,
         };
         Ok((session, receiver))
@@ -253,6 +195,7 @@ impl Session {
         Closer {
             main: Arc::clone(&self.main),
             twin: Arc::clone(&self.twin),
+            channel: Arc::clone(&self.channel_closer),
         }
     }
 
@@ -267,12 +210,33 @@ impl Session {
         }
         // A connection that never negotiated (a probe of the path, say) changed nothing.
         let cleaned = match self.negotiated {
-            Some(_) => self.function.disconnect(self.reset_on_disconnect),
+            Some(_) => self.clean_up(),
             None => Ok(()),
         };
         // That the device is not fit for the next client matters more than how this one left.
         cleaned.map_err(SessionError::Reset)?;
         served
+    }
+
+    /// Ends what the client had. A device that is to be kept goes on running first, if migration lets it; else
+    /// the reset comes first, as it makes a driver return that keeps the channel's thread.
+    fn clean_up(&mut self) -> Result<(), device::Error> {
+        let channel = self.channel.take();
+        if let Some(channel) = &channel {
+            channel.close();
+        }
+        if self.reset_on_disconnect {
+            let cleaned = self.function.disconnect(true);
+            if let Some(channel) = channel {
+                channel.join();
+            }
+            return cleaned;
+        }
+        if let Some(channel) = channel {
+            channel.join();
+        }
+        let goes_on = self.function.migration().end(&*self.function);
+        self.function.disconnect(!goes_on)
     }
 
     fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {
@@ -283,13 +247,8 @@ impl Session {
                     self.handle(&header, body, fds)?;
                 }
                 Ok(Some(Frame::TooLong(header))) => {
-                    let size = header.size.into();
-                    let refusal = DecodeError::BadValue {
-                        field: "header.size",
-                        value: size,
-                    };
-                    let refusal = refusal.into();
-                    self.refuse(&header, &refusal)?;
+                    let refusal = Replies::too_long(&header);
+                    self.replies.refuse(&header, &refusal)?;
                     if self.negotiated.is_none() {
                         return Err(SessionError::Negotiation(Box::new(refusal)));
                     }
@@ -298,7 +257,7 @@ impl Session {
                 Err(TransportError::Frame(FrameError::Size(header))) => {
                     // Where the next message begins is anybody's guess: say so and leave.
                     let errno = Errno::INVAL.raw_os_error().unsigned_abs();
-                    let _ = self.sender.send(&header.error_reply(errno), &[], &[]);
+                    let _ = self.replies.send_error(&header, errno);
                     return Err(TransportError::Frame(FrameError::Size(header)).into());
                 }
                 Err(error) => return Err(error.into()),
@@ -318,7 +277,7 @@ impl Session {
         match self.dispatch(header, body, fds) {
             Ok(()) => {
                 if !header.wants_no_reply() {
-                    self.send_reply(header)?;
+                    self.replies.send(header, &self.reply)?;
                 }
                 // A copy of ours would keep open what the client closes.
                 self.reply.fds.clear();
@@ -328,7 +287,7 @@ impl Session {
                 Ok(())
             }
             Err(refusal) => {
-                self.refuse(header, &refusal)?;
+                self.replies.refuse(header, &refusal)?;
                 if negotiating {
                     return Err(SessionError::Negotiation(Box::new(refusal)));
                 }
@@ -367,40 +326,6 @@ impl Session {
         }
         let request = Request::decode(header.command, body)?;
         self.command(request, fds)
-    }
-
-    fn send_reply(&self, request: &Header) -> Result<(), SessionError> {
-        let Reply {
-            payload,
-            data,
-            data_len,
-            fds,
-        } = &self.reply;
-        let data = &data[..*data_len];
-        let header = request.reply(payload.len() + data.len());
-        // Almost no reply carries a descriptor, and none more than a few.
-        let mut borrowed = Vec::new();
-        borrowed.extend(fds.iter().map(|fd| fd.as_fd()));
-        let fds: &[BorrowedFd<'_>] = &borrowed;
-        self.sender
-            .send(&header, &[payload, data], fds)
-            .map_err(SessionError::Send)
-    }
-
-    fn refuse(&mut self, request: &Header, refusal: &Refusal) -> Result<(), SessionError> {
-        let errno = refusal.errno();
-        let command = request.command;
-        peer_log!(
-            Warn,
-            "Command {command} refused with errno {errno}: {}",
-            chain(refusal)
-        );
-        if request.wants_no_reply() {
-            return Ok(());
-        }
-        self.sender
-            .send(&request.error_reply(errno), &[], &[])
-            .map_err(SessionError::Send)
     }
 
     /// One line when a client has come.

@@ -14,6 +14,7 @@ use super::*;
 use crate::function::Function;
 use crate::interrupts::{INTX, MSIX, REQ};
 use crate::memory::{Access, AddressSpace, Backing, Iommu, IommuError, IommuMap, MapRequest};
+use crate::migration::Guest;
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, MsiX};
 use crate::server::{Endpoint, ServeOptions, Signals, serve};
 
@@ -419,4 +420,40 @@ fn a_device_that_is_kept_does_no_dma() {
     let mut command = [0; 2];
     function.read(region::CONFIG, 4, &mut command).unwrap();
     assert_eq!(command, [2, 0], "no bus mastering");
+}
+
+#[test]
+fn a_loaded_config_space_reaches_the_device_with_decoding_last() {
+    let (_, source) = function();
+    let write = |at: u64, bytes: &[u8]| source.write(region::CONFIG, at, bytes).unwrap();
+    write(0x10, &0x8000_0000_u32.to_le_bytes());
+    write(u64::from(PCI_COMMAND), &[6, 0]);
+    write(0x3c, &[11]);
+    let saved = source.save();
+
+    let (fake, destination) = function();
+    fake.take_asked();
+    destination.load(&saved).unwrap();
+    let writes: Vec<_> = fake
+        .take_asked()
+        .into_iter()
+        .filter_map(|asked| match asked {
+            Asked::Write(region::CONFIG, at, bytes) => Some((at, bytes)),
+            _ => None,
+        })
+        .collect();
+    let place = |at: u64| {
+        let holds =
+            |write: &(u64, Vec<u8>)| (write.0..write.0 + write.1.len() as u64).contains(&at);
+        writes.iter().position(holds).unwrap()
+    };
+    assert!(place(0x13) < place(PCI_COMMAND.into()));
+    assert!(place(PCI_COMMAND.into()) < place(0x44), "power state last");
+    assert_eq!(writes[place(0x3c)].1, [11]);
+    assert_eq!(writes[place(PCI_COMMAND.into())].1, [6, 0]);
+    assert!(
+        !writes.iter().any(|(at, _)| *at == 0 || *at == 8),
+        "{writes:?}"
+    );
+    assert_eq!(destination.save(), saved);
 }

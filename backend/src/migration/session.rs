@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Migration of one device: its state, and the stream being sent or received.
+//!
+//! ```text
+//! client ─ set state ─► way of arcs ─► driver
+//!        ◄─ read ───── Source ◄─ data stream
+//!        ── write ───► Sink ───► data stream ─ leaving RESUMING ─► load, or reset
+//! ```
+//!
+//! One lock is held while the driver is asked, which may take long. A reset of the device needs no such
+//! lock: it makes the driver return, and [`Migration::was_reset`] leaves a mark that whoever holds the lock
+//! finds.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use log::{debug, warn};
+use vfio_user_protocol::migration::MigrationState as State;
+
+use super::buffer::{Piece, Room};
+use super::driver::{DataStream, MigrationDriver, PrecopyInfo, Support};
+use super::error::Error;
+use super::estimate::{Estimate, Pending};
+use super::guest::Guest;
+use super::sink::Sink;
+use super::source::{More, Source};
+use super::states::{self, IllegalChange};
+use crate::device::Device;
+
+/// The stream that is open.
+#[derive(Debug, Default)]
+enum Transfer {
+    #[default]
+    None,
+    Saving(Source),
+    Loading(Sink),
+}
+
+#[derive(Debug)]
+struct Inner {
+    transfer: Transfer,
+    estimate: Estimate,
+    /// The count of resets that `transfer` belongs to.
+    resets: u64,
+}
+
+/// Migration of one device.
+#[derive(Debug)]
+pub struct Migration {
+    device: Arc<dyn Device>,
+    inner: Mutex<Inner>,
+    /// The state as last known, for those who cannot wait.
+    state: AtomicU32,
+    resets: AtomicU64,
+}
+
+/// What is left to be moved, for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The figures.
+    pub pending: Pending,
+    /// The driver was asked for them just now.
+    pub exact: bool,
+    /// A source handed all initial data out, a destination has all that was sent with its driver.
+    pub initial_done: bool,
+}
+
+/// Whether the client knows the P2P states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShowP2p(pub bool);
+
+impl Migration {
+    /// Of a device that runs.
+    #[must_use]
+    pub fn new(device: Arc<dyn Device>) -> Self {
+        Self {
+            device,
+            inner: Mutex::new(Inner {
+                transfer: Transfer::None,
+                estimate: Estimate::new(Instant::now()),
+                resets: 0,
+            }),
+            state: AtomicU32::new(State::Running.into()),
+            resets: AtomicU64::new(0),
+        }
+    }
+
+    fn driver(&self) -> Result<&dyn MigrationDriver, Error> {
+        self.device.migration().ok_or(Error::NotSupported)
+    }
+
+    /// Which states a client sees; `None` if the device does not migrate.
+    #[must_use]
+    pub fn support(&self, show: ShowP2p) -> Option<Support> {
+        let support = self.device.migration()?.support();
+        Some(Support {
+            p2p: support.p2p && show.0,
+            ..support
+        })
+    }
+
+    /// Whether the device's regions must be left alone now.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        states::closed(self.last_state())
+    }
+
+    /// The state as last known.
+    #[must_use]
+    pub fn last_state(&self) -> State {
+        State::try_from(self.state.load(Ordering::SeqCst)).unwrap_or(State::Error)
+    }
+
+    /// The device was reset: it runs, and no transfer of before goes on.
+    pub fn was_reset(&self) {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        self.state.store(State::Running.into(), Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let resets = self.resets.load(Ordering::SeqCst);
+        if inner.resets != resets {
+            inner.transfer = Transfer::None;
+            inner.estimate = Estimate::new(Instant::now());
+            inner.resets = resets;
+        }
+        inner
+    }
+
+    /// The state of the device, as it says itself.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn state(&self) -> Result<State, Error> {
+        let _inner = self.lock();
+        self.ask_state(self.driver()?)
+    }
+
+    fn ask_state(&self, driver: &dyn MigrationDriver) -> Result<State, Error> {
+        let what = "Asking for the migration state";
+        let state = driver
+            .state()
+            .map_err(|errno| Error::Driver { what, errno })?;
+        self.state.store(state.into(), Ordering::SeqCst);
+        Ok(state)
+    }
+
+    /// Changes the state, arc by arc.
+    ///
+    /// Leaving RESUMING loads what was received if all of it was right; else the device is reset, and that
+    /// is an error unless nothing was received at all.
+    ///
+    /// # Errors
+    /// A change that is not there, what the driver says, why a stream is not loaded. The device is then in
+    /// the last state that was reached, or in RUNNING if it had to be reset.
+    pub fn set_state(&self, to: u32, show: ShowP2p, guest: &dyn Guest) -> Result<(), Error> {
+        let mut inner = self.lock();
+        let driver = self.driver()?;
+        let support = driver.support();
+        let to = State::try_from(to).map_err(Error::NoState)?;
+        let shown = Support {
+            p2p: support.p2p && show.0,
+            ..support
+        };
+        if to != State::Error && !states::exists(to, shown) {
+            return Err(IllegalChange::Missing(to).into());
+        }
+        let mut from = self.ask_state(driver)?;
+        // The table first: nothing is lost over a change that is not there.
+        states::way(from, to, support)?;
+        if from == State::Resuming && to != State::Resuming {
+            from = self.leave_resuming(&mut inner, driver, guest)?;
+        }
+        for next in states::way(from, to, support)? {
+            self.take_arc(&mut inner, driver, next, guest)?;
+        }
+        Ok(())
+    }
+
+    fn take_arc(
+        &self,
+        inner: &mut Inner,
+        driver: &dyn MigrationDriver,
+        next: State,
+        guest: &dyn Guest,
+    ) -> Result<(), Error> {
+        let opened = match driver.set_state(next) {
+            Ok(opened) => opened,
+            Err(errno) => {
+                // What the driver left in the request says nothing; only asking tells.
+                let now = self.ask_state(driver).unwrap_or(State::Error);
+                self.state.store(now.into(), Ordering::SeqCst);
+                if !(states::saves(now) || now == State::Resuming) {
+                    inner.transfer = Transfer::None;
+                }
+                return Err(Error::NotChanged {
+                    to: next,
+                    now,
+                    errno,
+                });
+            }
+        };
+        debug!("Migration state {next}");
+        self.state.store(next.into(), Ordering::SeqCst);
+        if self.resets.load(Ordering::SeqCst) != inner.resets {
+            // Which of the two came last only the driver knows.
+            self.ask_state(driver)?;
+            return Err(Error::Reset);
+        }
+        let transfer = std::mem::take(&mut inner.transfer);
+        inner.transfer = match (next, opened, transfer) {
+            (State::Resuming, Some(stream), Transfer::None) => Transfer::Loading(Sink::new(stream)),
+            (saving, Some(stream), Transfer::None) if states::saves(saving) => {
+                Transfer::Saving(self.begin_saving(inner, driver, stream, saving, guest))
+            }
+            (saving, None, Transfer::Saving(mut source)) if states::saves(saving) => {
+                if saving == State::StopCopy {
+                    let whole = driver.stop_copy_size().ok();
+                    inner.estimate.told(None, whole, Instant::now());
+                } else {
+                    let _ = self.ask_sizes(inner, driver, &mut source);
+                }
+                Transfer::Saving(source)
+            }
+            (state, None, _) if !states::saves(state) && state != State::Resuming => Transfer::None,
+            _ => return Err(Error::OutOfStep),
+        };
+        Ok(())
+    }
+
+    fn begin_saving(
+        &self,
+        inner: &mut Inner,
+        driver: &dyn MigrationDriver,
+        stream: Box<dyn DataStream>,
+        state: State,
+        guest: &dyn Guest,
+    ) -> Source {
+        inner.estimate = Estimate::new(Instant::now());
+        // A number that nobody else draws: the standard library's seeds come from the kernel.
+        let number = RandomState::new().hash_one(Instant::now());
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "any 32 of its bits will do"
+        )]
+        let mut source = Source::new(stream, number as u32, guest);
+        if state == State::StopCopy {
+            let whole = driver.stop_copy_size().ok();
+            inner.estimate.told(None, whole, Instant::now());
+        } else if let Err(error) = self.ask_sizes(inner, driver, &mut source) {
+            // Sizes are a service; without them a device still migrates.
+            debug!("Sizes not told: {error}");
+        }
+        source
+    }
+
+    /// Asks the driver for its figures of pre-copy and stop-copy.
+    fn ask_sizes(
+        &self,
+        inner: &mut Inner,
+        driver: &dyn MigrationDriver,
+        source: &mut Source,
+    ) -> Result<PrecopyInfo, Error> {
+        let what = "Asking what is left of pre-copy";
+        let info = source
+            .precopy_info()
+            .map_err(|errno| Error::Driver { what, errno });
+        let whole = driver.stop_copy_size().ok();
+        let told = info.as_ref().ok().copied();
+        inner.estimate.told(told, whole, Instant::now());
+        info
+    }
+
+    /// Loads what was received, or resets the device; the state it is then in.
+    fn leave_resuming(
+        &self,
+        inner: &mut Inner,
+        driver: &dyn MigrationDriver,
+        guest: &dyn Guest,
+    ) -> Result<State, Error> {
+        let Transfer::Loading(mut sink) = std::mem::take(&mut inner.transfer) else {
+            return self.abandon(inner, guest, Some(Error::OutOfStep));
+        };
+        if sink.is_untouched() {
+            // The driver would load an empty state.
+            drop(sink);
+            return self.abandon(inner, guest, None);
+        }
+        let state = match sink.finish() {
+            Ok(state) => state,
+            Err(error) => {
+                drop(sink);
+                return self.abandon(inner, guest, Some(error));
+            }
+        };
+        let loaded = driver.set_state(State::Stop);
+        drop(sink);
+        match loaded {
+            Ok(None) => {}
+            Ok(Some(_)) => return self.abandon(inner, guest, Some(Error::OutOfStep)),
+            Err(errno) => {
+                let now = driver.state().unwrap_or(State::Error);
+                let to = State::Stop;
+                let error = Error::NotChanged { to, now, errno };
+                return self.abandon(inner, guest, Some(error));
+            }
+        }
+        self.state.store(State::Stop.into(), Ordering::SeqCst);
+        if let Err(error) = guest.load(&state) {
+            return self.abandon(inner, guest, Some(Error::Guest(error)));
+        }
+        Ok(State::Stop)
+    }
+
+    /// Resets the device, as nothing it received may ever run.
+    fn abandon(
+        &self,
+        inner: &mut Inner,
+        guest: &dyn Guest,
+        why: Option<Error>,
+    ) -> Result<State, Error> {
+        inner.transfer = Transfer::None;
+        if let Err(error) = guest.reset() {
+            self.state.store(State::Error.into(), Ordering::SeqCst);
+            return Err(Error::NotReset(error));
+        }
+        inner.resets = self.resets.load(Ordering::SeqCst);
+        match why {
+            Some(error) => {
+                warn!(
+                    "Nothing loaded, the device is reset: {}",
+                    crate::report::chain(&error)
+                );
+                Err(error)
+            }
+            None => Ok(State::Running),
+        }
+    }
+
+    /// `VFIO_DEVICE_FEATURE_MIG_DATA_SIZE`: the driver's estimate of a stop-copy, in bytes; garbage is 0.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn data_size(&self) -> Result<u64, Error> {
+        let _inner = self.lock();
+        let what = "Asking for the size of a stop-copy";
+        let size = self.driver()?.stop_copy_size();
+        let size = size.map_err(|errno| Error::Driver { what, errno })?;
+        Ok(if i64::try_from(size).is_ok() { size } else { 0 })
+    }
+
+    /// `VFIO_MIG_GET_PRECOPY_INFO`; garbage is 0.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] outside pre-copy, or what the driver says.
+    pub fn precopy_info(&self) -> Result<PrecopyInfo, Error> {
+        let mut inner = self.lock();
+        let driver = self.driver()?;
+        let state = self.last_state();
+        let wrong = Error::WrongState {
+            what: "Pre-copy information",
+            state,
+        };
+        if !matches!(state, State::PreCopy | State::PreCopyP2p) {
+            return Err(wrong);
+        }
+        let Transfer::Saving(mut source) = std::mem::take(&mut inner.transfer) else {
+            return Err(wrong);
+        };
+        let info = self.ask_sizes(&mut inner, driver, &mut source);
+        inner.transfer = Transfer::Saving(source);
+        let info = info?;
+        let Pending { initial, dirty, .. } = inner.estimate.pending(Instant::now());
+        Ok(PrecopyInfo {
+            initial,
+            dirty,
+            ..info
+        })
+    }
+
+    /// What is left to be moved; the driver is asked if `exact`, and if nothing moves yet.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`], or what the driver says.
+    pub fn pending(&self, exact: bool) -> Result<Report, Error> {
+        let mut inner = self.lock();
+        let driver = self.driver()?;
+        let mut exact_now = false;
+        let initial_done = match std::mem::take(&mut inner.transfer) {
+            Transfer::Saving(mut source) => {
+                if exact && matches!(self.last_state(), State::PreCopy | State::PreCopyP2p) {
+                    exact_now = self.ask_sizes(&mut inner, driver, &mut source).is_ok();
+                }
+                let done = source.initial_done();
+                inner.transfer = Transfer::Saving(source);
+                done
+            }
+            Transfer::Loading(sink) => {
+                let initial_done = sink.initial_done();
+                inner.transfer = Transfer::Loading(sink);
+                return Ok(Report {
+                    pending: Pending::default(),
+                    exact: false,
+                    initial_done,
+                });
+            }
+            Transfer::None => {
+                // Nothing moves yet: what a stop-copy would give is all there is to say, and always asked.
+                let whole = driver.stop_copy_size().ok();
+                inner.estimate.told(None, whole, Instant::now());
+                exact_now = true;
+                false
+            }
+        };
+        Ok(Report {
+            pending: inner.estimate.pending(Instant::now()),
+            exact: exact_now,
+            initial_done,
+        })
+    }
+
+    /// Reads a piece of the stream into `room`: how many bytes, and whether there is more.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] where nothing is saved, or what the driver says.
+    pub fn read(&self, room: &mut Room<'_>, guest: &dyn Guest) -> Result<(usize, More), Error> {
+        let mut inner = self.lock();
+        let state = self.last_state();
+        let Inner {
+            transfer, estimate, ..
+        } = &mut *inner;
+        match transfer {
+            Transfer::Saving(source) if states::saves(state) => {
+                source.read(room, state == State::StopCopy, estimate, guest)
+            }
+            _ => Err(Error::WrongState {
+                what: "Reading migration data",
+                state,
+            }),
+        }
+    }
+
+    /// Writes a piece of the stream.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] outside RESUMING, what is wrong with the stream, or what the driver says.
+    pub fn write(&self, piece: Piece<'_>, guest: &dyn Guest) -> Result<(), Error> {
+        let mut inner = self.lock();
+        let state = self.last_state();
+        match &mut inner.transfer {
+            Transfer::Loading(sink) if state == State::Resuming => sink.write(piece, guest),
+            _ => Err(Error::WrongState {
+                what: "Writing migration data",
+                state,
+            }),
+        }
+    }
+
+    /// The client is gone and the device is to be kept: back to RUNNING. False if it must be reset for that.
+    #[must_use]
+    pub fn end(&self, guest: &dyn Guest) -> bool {
+        let state = self.last_state();
+        match state {
+            State::Running => true,
+            State::Resuming | State::Error => false,
+            _ => self
+                .set_state(State::Running.into(), ShowP2p(true), guest)
+                .inspect_err(|error| {
+                    warn!("The device does not go on: {}", crate::report::chain(error))
+                })
+                .is_ok(),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The migration channel: a second socket of the client's, served by a thread of its own, so that a device
+//! access is never queued behind a save.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread::{Builder, JoinHandle};
+
+use log::{debug, trace};
+use rustix::fs::{FileType, fstat};
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
+use vfio_user_protocol::Request;
+use vfio_user_protocol::deframer::{Frame, FrameError};
+use vfio_user_protocol::header::MessageType;
+use vfio_user_protocol::transport::{Receiver, TransportError, split};
+use vfio_user_protocol::{DecodeError, Header};
+
+use super::migration::MigrationCommands;
+use super::refusal::Refusal;
+use super::replies::{Replies, Reply};
+use super::session::{MAX_MESSAGE, SessionError};
+use crate::ratelimit::peer_log;
+use crate::report::chain;
+
+/// A channel being served.
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: UnixStream,
+    thread: JoinHandle<()>,
+}
+
+impl Channel {
+    /// Serves `commands` on the client's descriptor.
+    pub(super) fn start(fd: OwnedFd, commands: MigrationCommands) -> Result<Self, Refusal> {
+        let os = |source: io::Error| Refusal::Os {
+            what: "Migration channel",
+            source,
+        };
+        check_socket(&fd)?;
+        let stream = UnixStream::from(fd);
+        stream.set_nonblocking(false).map_err(os)?;
+        let socket = stream.try_clone().map_err(os)?;
+        let (receiver, sender) = split(stream, MAX_MESSAGE);
+        let server = Server {
+            commands,
+            replies: Replies::new(sender),
+            reply: Reply::default(),
+        };
+        let thread = Builder::new()
+            .name("migration".into())
+            .spawn(move || server.run(receiver))
+            .map_err(os)?;
+        Ok(Self { socket, thread })
+    }
+
+    /// Ends every wait for the client. A command under way goes on to its end.
+    pub(super) fn close(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// A handle that closes it from another thread.
+    pub(super) fn closer(&self) -> io::Result<UnixStream> {
+        self.socket.try_clone()
+    }
+
+    /// Waits until the thread has ended.
+    pub(super) fn join(self) {
+        self.close();
+        // A panic was reported where it happened.
+        let _ = self.thread.join();
+    }
+}
+
+/// Only a stream socket can be one: reading anything else might never end.
+fn check_socket(fd: &OwnedFd) -> Result<(), Refusal> {
+    let status = fstat(fd).map(|status| FileType::from_raw_mode(status.st_mode));
+    let is_stream = status == Ok(FileType::Socket) && socket_type(fd) == Ok(SocketType::STREAM);
+    if is_stream {
+        return Ok(());
+    }
+    Err(Refusal::Unexpected("The channel must be a stream socket"))
+}
+
+struct Server {
+    commands: MigrationCommands,
+    replies: Replies,
+    reply: Reply,
+}
+
+impl Server {
+    fn run(mut self, mut receiver: Receiver) {
+        match self.serve(&mut receiver) {
+            Ok(()) => debug!("Migration channel closed"),
+            Err(error) => peer_log!(Warn, "Migration channel ended: {}", chain(&error)),
+        }
+    }
+
+    fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {
+        loop {
+            match receiver.receive() {
+                Ok(Some(Frame::Message { header, body, fds })) => {
+                    trace!("Channel: {header:?}, {} descriptors", fds.len());
+                    self.reply.clear();
+                    match self.dispatch(&header, body, fds) {
+                        Ok(()) if header.wants_no_reply() => {}
+                        Ok(()) => self.replies.send(&header, &self.reply)?,
+                        Err(refusal) => self.replies.refuse(&header, &refusal)?,
+                    }
+                }
+                Ok(Some(Frame::TooLong(header))) => {
+                    self.replies.refuse(&header, &Replies::too_long(&header))?;
+                }
+                Ok(None) => return Ok(()),
+                Err(TransportError::Frame(FrameError::Size(header))) => {
+                    return Err(TransportError::Frame(FrameError::Size(header)).into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn dispatch(&mut self, header: &Header, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+        if header.message_type() != MessageType::Command {
+            return Err(DecodeError::NotACommand(header.flags).into());
+        }
+        let request = Request::decode(header.command, body)?;
+        let last = std::mem::take(&mut self.replies.last_refusal);
+        let done = self.commands.command(request, fds, &last, &mut self.reply);
+        self.replies.last_refusal = last;
+        done
+    }
+}
