@@ -10,6 +10,8 @@ use super::Pending;
 
 /// Passes in a row that do not lower the expected downtime before a migration counts as stalled.
 const PATIENCE: u32 = 5;
+/// Fewer bytes than this say nothing of a bandwidth: their time is that of the messages.
+const LEAST: f64 = 1_048_576.0;
 
 /// Follows a migration pass by pass.
 #[derive(Clone, Debug)]
@@ -73,12 +75,12 @@ impl Convergence {
         }
     }
 
-    /// Bytes a second; `None` before anything is known.
+    /// Bytes a second; `None` before anything is known (a MiB has to be moved for that).
     #[must_use]
     pub fn bandwidth(&self) -> Option<f64> {
-        let measured = self.bytes / self.seconds;
+        let measured = (self.bytes >= LEAST).then_some(self.bytes / self.seconds);
         self.given
-            .or(Some(measured))
+            .or(measured)
             .filter(|rate| rate.is_finite() && *rate > 0.0)
     }
 
@@ -224,10 +226,11 @@ mod tests {
         assert_eq!(convergence.expected(0), Some(Duration::ZERO));
         convergence.moved(0, ms(1000));
         assert_eq!(convergence.bandwidth(), None, "time without bytes");
-        convergence.moved(500, ms(500));
-        convergence.moved(1500, ms(500));
-        assert_eq!(convergence.bandwidth(), Some(2000.0));
-        assert_eq!(convergence.expected(1000), Some(ms(500)));
+        convergence.moved((1 << 20) - 1, ms(500));
+        assert_eq!(convergence.bandwidth(), None, "too little to tell");
+        convergence.moved((3 << 20) + 1, ms(500));
+        assert_eq!(convergence.bandwidth(), Some(f64::from(4 << 20)));
+        assert_eq!(convergence.expected(2 << 20), Some(ms(500)));
         let mut given = Convergence::new(ms(100), Some(1000));
         given.moved(1 << 40, ms(1));
         assert_eq!(given.bandwidth(), Some(1000.0));
@@ -236,8 +239,9 @@ mod tests {
     #[test]
     fn strange_measurements_are_no_bandwidth() {
         for (bytes, took, expected) in [
-            (100, Duration::ZERO, None),
-            (1, Duration::MAX, Some(true)),
+            (1 << 30, Duration::ZERO, None),
+            (1, Duration::MAX, None),
+            (1 << 30, Duration::MAX, Some(true)),
             (u64::MAX, Duration::from_nanos(1), Some(true)),
         ] {
             let mut convergence = Convergence::new(ms(1), Some(0));
@@ -252,7 +256,7 @@ mod tests {
             let _ = convergence.pass_ended(&pending(u64::MAX >> 1), true);
         }
         let mut slow = Convergence::new(ms(1), None);
-        slow.moved(1, Duration::MAX);
+        slow.moved(1 << 20, Duration::MAX);
         assert_eq!(slow.expected(u64::MAX >> 1), Some(Duration::MAX));
         assert_eq!(slow.needs(&pending(GIB), true).limit, None);
     }

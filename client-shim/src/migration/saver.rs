@@ -139,7 +139,13 @@ impl Saver {
             });
         }
         if self.link.features.pending {
-            return self.link.pending(exact);
+            let pending = self.link.pending(exact)?;
+            // Without pre-copy there is no initial data, and the server has no stream yet that could say so.
+            let initial_done = pending.initial_done || self.phase == Phase::Waiting;
+            return Ok(Pending {
+                initial_done,
+                ..pending
+            });
         }
         // The size is of all that a stop-copy gives: once that runs, only counting down tells what is left.
         if self.estimate.is_empty() || (exact && self.phase != Phase::StopCopy) {
