@@ -91,8 +91,13 @@ impl Convergence {
         if bytes == 0 {
             return Some(Duration::ZERO);
         }
-        let seconds = to_f64(bytes) / self.bandwidth()?;
-        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+        Some(at_rate(bytes, self.bandwidth()?))
+    }
+
+    /// How long it takes at the most: what few bytes took is mostly the time of their messages.
+    fn at_worst(&self, bytes: u64) -> Option<Duration> {
+        self.expected(bytes)
+            .or_else(|| (self.bytes > 0.0).then(|| at_rate(bytes, self.bytes / self.seconds)))
     }
 
     /// Passes so far.
@@ -107,8 +112,9 @@ impl Convergence {
         let expected = self.expected(pending.total());
         let ready = ready && pending.initial_done && pending.initial == 0;
         // Nothing was moved and nothing is known of the way: a limit means nothing yet.
-        let known = self.bandwidth().is_some() || self.passes > 1;
-        if ready && known && expected.is_some_and(|expected| expected <= self.limit) {
+        let known = self.given.is_some() || self.bytes > 0.0 || self.passes > 1;
+        let at_worst = self.at_worst(pending.total());
+        if ready && known && at_worst.is_some_and(|at_worst| at_worst <= self.limit) {
             return Decision::SwitchOver;
         }
         let expected = expected.unwrap_or(Duration::MAX);
@@ -139,6 +145,10 @@ impl Convergence {
             not_ready: !ready,
         }
     }
+}
+
+fn at_rate(bytes: u64, rate: f64) -> Duration {
+    Duration::try_from_secs_f64(to_f64(bytes) / rate).unwrap_or(Duration::MAX)
 }
 
 /// Sizes here are below 2^63; what is lost is less than a thousandth of a millionth.
@@ -279,6 +289,17 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn few_bytes_tell_what_it_takes_at_the_most() {
+        let mut convergence = Convergence::new(ms(100), None);
+        convergence.moved(1000, ms(1));
+        assert_eq!(convergence.expected(50_000), None);
+        let decision = convergence.clone().pass_ended(&pending(50_000), true);
+        assert_eq!(decision, Decision::SwitchOver);
+        let decision = convergence.pass_ended(&pending(200_000), true);
+        assert_eq!(decision, Decision::GoOn, "it may be fast enough, who knows");
     }
 
     #[test]

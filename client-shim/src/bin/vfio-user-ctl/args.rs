@@ -184,6 +184,13 @@ impl Target {
         let options = Options {
             timeout: Some(Duration::from_secs(self.timeout)),
             describe: true,
+            explain: true,
+            // For the P2P states and for the sizes; nothing migrates here.
+            migration: MigrationFeatures {
+                pending: true,
+                p2p: true,
+                ..MigrationFeatures::NONE
+            },
             ..Options::default()
         };
         Client::connect(&self.socket, options)
