@@ -57,7 +57,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_fstatfs,           // whether its pages are huge
         l::SYS_statx,             // what a client passed, by the standard library
         l::SYS_newfstatat,        // the same, by the C library
-        l::SYS_lseek,             // size of what a client passed, by the standard library
+        l::SYS_lseek,             // size of what a client passed; which parts of VRAM take room
         l::SYS_memfd_create,      // VRAM for the next client
         l::SYS_ftruncate,         // its size
         l::SYS_fallocate,         // zeroing it
