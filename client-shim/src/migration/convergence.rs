@@ -12,6 +12,10 @@ use super::Pending;
 const PATIENCE: u32 = 5;
 /// Fewer bytes than this say nothing of a bandwidth: their time is that of the messages.
 const LEAST: f64 = 1_048_576.0;
+/// A given bandwidth is no longer believed once so many bytes took this much longer than they should: something
+/// other than the link is slow.
+const SLOW_AFTER: f64 = 16.0 * LEAST;
+const SLOW_BELOW: f64 = 0.8;
 
 /// Follows a migration pass by pass.
 #[derive(Clone, Debug)]
@@ -53,7 +57,8 @@ pub struct Needs {
 }
 
 impl Convergence {
-    /// `bandwidth` in bytes a second where it is known; else it is measured.
+    /// `bandwidth` in bytes a second where it is known; else it is measured. Also where it is known, what is measured
+    /// counts once that is clearly less.
     #[must_use]
     pub fn new(limit: Duration, bandwidth: Option<u64>) -> Self {
         Self {
@@ -78,10 +83,13 @@ impl Convergence {
     /// Bytes a second; `None` before anything is known (a MiB has to be moved for that).
     #[must_use]
     pub fn bandwidth(&self) -> Option<f64> {
-        let measured = (self.bytes >= LEAST).then_some(self.bytes / self.seconds);
-        self.given
-            .or(measured)
-            .filter(|rate| rate.is_finite() && *rate > 0.0)
+        let measured = self.bytes / self.seconds;
+        let slow = |given: f64| self.bytes >= SLOW_AFTER && measured < given * SLOW_BELOW;
+        let rate = match self.given {
+            Some(given) if !slow(given) => Some(given),
+            _ => (self.bytes >= LEAST).then_some(measured),
+        };
+        rate.filter(|rate| rate.is_finite() && *rate > 0.0)
     }
 
     /// How long it takes to move so many bytes. `None` before a bandwidth is known; more than a `Duration` holds is
@@ -244,6 +252,12 @@ mod tests {
         let mut given = Convergence::new(ms(100), Some(1000));
         given.moved(1 << 40, ms(1));
         assert_eq!(given.bandwidth(), Some(1000.0));
+        // A link of 100 MiB/s, and a device that gives 80, then less.
+        let mut slow = Convergence::new(ms(100), Some(100 << 20));
+        slow.moved(80 << 20, ms(1000));
+        assert_eq!(slow.bandwidth(), Some(f64::from(100 << 20)));
+        slow.moved(40 << 20, ms(1000));
+        assert_eq!(slow.bandwidth(), Some(f64::from(60 << 20)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::report::{Failure, chain, json as print_json, print};
 use crate::transfer::timeline::Timeline;
 use crate::transfer::watch::Watch;
-use crate::transfer::{self, End, Plan, picture};
+use crate::transfer::{self, End, NoGuest, Plan, picture};
 use crate::units::milliseconds_up;
 
 /// It will not converge.
@@ -80,7 +80,7 @@ fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Fa
     };
     let from = migration(&source, &options.from)?;
     let to = migration(&destination, &options.to)?;
-    let end = transfer::run(&from, &to, &plan, timeline, &watch, || Ok(()));
+    let end = transfer::run(&from, &to, &plan, timeline, &watch, &mut NoGuest);
     watch.end();
     if let Some(path) = &options.report {
         let title = format!("{} to {}", options.from.display(), options.to.display());

@@ -67,6 +67,27 @@ fn destination(source: vfio_user_client::Error) -> At {
     At { side, source }
 }
 
+/// Whoever uses the device meanwhile.
+pub trait Guest {
+    /// A pass is over, and it goes on.
+    fn pass_ended(&mut self, number: usize, pass: &Pass) {
+        let _ = (number, pass);
+    }
+
+    /// The device is about to stop: nothing uses it any more when this returns.
+    fn stop(&mut self) -> Result<(), Failure>;
+}
+
+/// Nobody.
+#[derive(Debug)]
+pub struct NoGuest;
+
+impl Guest for NoGuest {
+    fn stop(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
 /// One migration under way.
 struct Transfer<'a> {
     saver: Saver,
@@ -87,15 +108,14 @@ enum Stretch {
     Interrupted,
 }
 
-/// Migrates. `stop_guest` is called once, before the device stops: whoever uses it must have stopped when it
-/// returns. A failure of any kind leaves the source running and the destination reset.
+/// Migrates. A failure of any kind leaves the source running and the destination reset.
 pub fn run(
     from: &Migration,
     to: &Migration,
     plan: &Plan,
     timeline: &mut Timeline,
     watch: &Watch,
-    stop_guest: impl FnOnce() -> Result<(), Failure>,
+    guest: &mut dyn Guest,
 ) -> Result<End, Failure> {
     let pre_copy = from.support().pre_copy;
     // Dropped on any way out of here, they cancel.
@@ -112,7 +132,7 @@ pub fn run(
         timeline,
         watch,
     };
-    let pending = match transfer.converge(pre_copy)? {
+    let pending = match transfer.converge(pre_copy, guest)? {
         Ok(pending) => pending,
         Err(end) => {
             transfer.saver.cancel().map_err(source)?;
@@ -120,14 +140,18 @@ pub fn run(
             return Ok(end);
         }
     };
-    stop_guest()?;
+    guest.stop()?;
     transfer.watch.switch_over(pending.total());
     transfer.switch_over()
 }
 
 impl Transfer<'_> {
     /// Passes until it is time to switch over; what is then left, or why not.
-    fn converge(&mut self, pre_copy: bool) -> Result<Result<Pending, End>, Failure> {
+    fn converge(
+        &mut self,
+        pre_copy: bool,
+        guest: &mut dyn Guest,
+    ) -> Result<Result<Pending, End>, Failure> {
         let mut pending = self.saver.pending(true).map_err(source)?;
         loop {
             let start = Instant::now();
@@ -169,8 +193,10 @@ impl Transfer<'_> {
                         Err(End::Stalled(needs))
                     });
                 }
-                Decision::GoOn if bytes == 0 && pre_copy => thread::sleep(REST),
-                Decision::GoOn => {}
+                Decision::GoOn => guest.pass_ended(self.timeline.passes.len(), &pass),
+            }
+            if bytes == 0 && pre_copy {
+                thread::sleep(REST);
             }
         }
     }
