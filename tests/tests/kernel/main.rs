@@ -76,6 +76,17 @@ boot! {
 }
 
 boot! {
+    /// Devices that migrate from one backend to another.
+    migration: owner();
+    "owner-v2" devices_migrate_with_every_set_of_states
+    "owner-v1" devices_migrate_by_every_layout_of_the_old_region
+    "owner-mtty" the_kernel_s_sample_serial_port_migrates
+    "owner-faults" a_driver_that_fails_or_lies_harms_nobody
+    "owner-v1-faults" neither_does_one_with_the_old_region
+    "owner-streams" a_stream_that_is_not_right_is_never_loaded
+}
+
+boot! {
     /// What a client reads and writes.
     access: owner().size(2560, 2);
     "owner-devices" every_device_is_served_as_the_kernel_lists_it

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The devices of our test module (tests/kernel/module, whose README describes types, registers and knobs), and checks of them
-//! by bare ioctls: that the module does what it says, and that the kernel lets it.
+//! The devices of our test module (tests/kernel/module, whose README describes types, registers and knobs): checks of them by
+//! bare ioctls, that the module does what it says and that the kernel lets it, then of backends that own them.
 
 mod faults;
 mod feature;
 mod logging;
+mod owner;
+mod owner_faults;
 mod region;
 mod v1;
 mod v2;
@@ -19,6 +21,12 @@ use std::{
 
 pub use faults::faults;
 pub use logging::logging;
+pub use owner::{
+    every_layout as owner_every_layout, every_variant as owner_every_variant, mtty as owner_mtty,
+};
+pub use owner_faults::{
+    faults as owner_faults, streams as owner_streams, v1_faults as owner_v1_faults,
+};
 use system_tests::{pattern, pci};
 pub use v1::every_layout;
 pub use v2::every_variant;
