@@ -5,6 +5,7 @@
 mod access;
 mod backend;
 mod bad_input;
+mod dirty;
 mod dma;
 mod edu;
 mod events;
@@ -58,6 +59,8 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-trapped" => access::trapped,
         "owner-handed-over" => access::handed_over,
         "owner-dma" => dma::copy,
+        "owner-dirty" => dirty::hardware,
+        "owner-dirty-mdev" => dirty::mediated,
         "owner-bus-master" => dma::bus_master,
         "owner-bad-maps" => dma::bad_maps,
         "owner-msi" => interrupts::msi,
