@@ -118,7 +118,11 @@ fn check_not_loaded(
     owner.client.set_state(Resuming);
     let written = owner.client.write_all(bad, 1 << 18);
     if written.is_err() {
-        check_eq!(owner.client.data_write(&[0]).is_err(), true, "a later write fails too");
+        check_eq!(
+            owner.client.data_write(&[0]).is_err(),
+            true,
+            "a later write fails too"
+        );
     }
     let ran = owner.client.try_set_state(Running.into());
     let Err(errno) = written.and(ran) else {
