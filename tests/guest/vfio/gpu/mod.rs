@@ -7,6 +7,10 @@ mod feature;
 mod logging;
 mod owner;
 mod owner_faults;
+mod owner_streams;
+mod owner_support;
+mod owner_tool;
+mod owner_v1_faults;
 mod region;
 mod v1;
 mod v2;
@@ -20,13 +24,14 @@ use std::{
 };
 
 pub use faults::faults;
-pub use logging::logging;
+pub use logging::{logging, owned as owner_logging};
 pub use owner::{
     every_layout as owner_every_layout, every_variant as owner_every_variant, mtty as owner_mtty,
 };
-pub use owner_faults::{
-    faults as owner_faults, streams as owner_streams, v1_faults as owner_v1_faults,
-};
+pub use owner_faults::faults as owner_faults;
+pub use owner_streams::streams as owner_streams;
+pub use owner_tool::every_way as owner_tool;
+pub use owner_v1_faults::v1_faults as owner_v1_faults;
 use system_tests::{pattern, pci};
 pub use v1::every_layout;
 pub use v2::every_variant;
