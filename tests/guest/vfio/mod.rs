@@ -15,6 +15,7 @@ mod interrupts;
 mod kernel;
 mod lifecycle;
 mod memory;
+mod migration;
 mod pci;
 mod places;
 mod privileges;
@@ -69,6 +70,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-msix" => interrupts::msix,
         "owner-intx" => interrupts::intx,
         "owner-routes" => routes::msix,
+        "owner-mtty" => migration::mtty,
         "owner-resets" => lifecycle::resets,
         "owner-unplug" => lifecycle::unplug,
         "owner-client-killed" => lifecycle::client_killed,

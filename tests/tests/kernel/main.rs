@@ -123,6 +123,12 @@ boot! {
 }
 
 boot! {
+    /// Devices on their way to another backend.
+    migration: owner();
+    "owner-mtty" the_kernel_s_sample_driver_migrates
+}
+
+boot! {
     /// Resets and ends.
     lifecycle: owner();
     "owner-resets" flr_and_reset_clear_the_device
