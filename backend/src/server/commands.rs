@@ -125,7 +125,8 @@ impl Session {
         if let Some(extension) = answer.extension.as_mut().filter(|_| wanted) {
             let device = self.function.device().description();
             let text = |(key, value): (&str, String)| (key.to_owned(), value);
-            extension.device = device.into_iter().map(text).collect();
+            let written = ("written pages", self.function.logging_source().to_owned());
+            extension.device = device.into_iter().chain([written]).map(text).collect();
         }
     }
 
