@@ -20,6 +20,7 @@ use system_tests::raw_client::RawClient;
 use vfio_user_client::protocol::Command;
 use vfio_user_client::protocol::extension::migration::MIG_CHANNEL;
 use vfio_user_client::protocol::feature::DmaLoggingRange;
+use vfio_user_client::protocol::header::NO_REPLY;
 use vfio_user_client::protocol::migration::MigrationState::PreCopy;
 use vfio_user_client::{Access, Callbacks, Client, Options, Spawned, spawn};
 use zerocopy::IntoBytes;
@@ -259,7 +260,8 @@ fn logging_ends_with_its_client() {
         .expect("START");
 }
 
-/// A request that waits on the migration channel while its client leaves is nobody's.
+/// A request that waits on the migration channel while its client leaves is nobody's. (Had the one before it a reply, it
+/// could not be sent, and that would be the end.)
 #[test]
 fn a_start_that_comes_too_late_does_not_last() {
     let backend = Backend::start_model(&["faults=slow-save=600000"]);
@@ -272,8 +274,8 @@ fn a_start_that_comes_too_late_does_not_last() {
         .expect("MIG_CHANNEL");
     let mut channel = RawClient::over(ours);
     channel.set_state(PreCopy);
-    let read = channel.message(Command::MigDataRead, 0, [4104_u32, 4096].as_bytes());
-    let start = [32_u64 | u64::from(SET | START) << 32, PAGE, 1, 0, PAGE];
+    let read = channel.message(Command::MigDataRead, NO_REPLY, [4104_u32, 4096].as_bytes());
+    let start = [40_u64 | u64::from(SET | START) << 32, PAGE, 1, 0, PAGE];
     let start = channel.message(Command::DeviceFeature, 0, start.as_bytes());
     channel.send(&[read, start].concat(), &[]);
     drop(client);
