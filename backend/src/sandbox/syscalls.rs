@@ -45,11 +45,11 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_getsockopt,        // main loop: who connects
         l::SYS_socketpair,        // VERSION: twin socket
         l::SYS_shutdown,          // ending sessions
-        l::SYS_read,              // eventfds, a refused client's header
-        l::SYS_write,             // eventfds, the log on stderr
+        l::SYS_read,              // eventfds, a refused client's header, migration data
+        l::SYS_write,             // eventfds, the log on stderr, migration data
         l::SYS_writev,            // the log on stderr
-        l::SYS_pread64,           // kernel device: regions
-        l::SYS_pwrite64,          // kernel device: regions; VRAM that cannot punch holes
+        l::SYS_pread64,           // kernel device: regions, the migration region
+        l::SYS_pwrite64,          // kernel device: the same; VRAM that cannot punch holes
         l::SYS_close,             // descriptors of a client
         l::SYS_dup,               // descriptors for a client
         l::SYS_fcntl,             // duplicating close-on-exec, seals

@@ -9,6 +9,7 @@ mod dirty;
 mod dma;
 mod edu;
 mod events;
+mod gpu;
 mod igb;
 mod interrupts;
 mod kernel;
@@ -37,6 +38,14 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "vfio-interrupts" => probe::interrupts,
         "vfio-reset" => probe::reset,
         "vfio-token" => probe::vf_token,
+        "gpu-variants" => gpu::variants,
+        "gpu-interrupts" => gpu::interrupts,
+        "gpu-igd" => gpu::igd,
+        "gpu-v2" => gpu::every_variant,
+        "gpu-v1" => gpu::every_layout,
+        "gpu-faults" => gpu::faults,
+        "gpu-logging" => gpu::logging,
+        "gpu-quiet" => gpu::quiet,
         "owner-devices" => access::all_devices,
         "owner-mdev" => access::mediated,
         "owner-not-mapped" => dma::not_mapped,
@@ -45,6 +54,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-handed-over" => access::handed_over,
         "owner-dma" => dma::copy,
         "owner-dirty" => dirty::hardware,
+        "owner-dirty-gpu" => dirty::device_itself,
         "owner-dirty-mdev" => dirty::mediated,
         "owner-bus-master" => dma::bus_master,
         "owner-bad-maps" => dma::bad_maps,

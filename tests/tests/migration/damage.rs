@@ -20,7 +20,7 @@ fn enable(client: &mut RawClient) {
 fn stream(client: &mut RawClient) -> Vec<u8> {
     enable(client);
     client.set(registers::SCRATCH, 0xdead_beef);
-    client.write(0, 0x10_0000, b"VRAM");
+    client.write(0, 0x8000, b"VRAM");
     let stream = client.stop_and_copy(MIB);
     client.set_state(Running);
     stream
@@ -40,7 +40,7 @@ fn loads(client: &mut RawClient, stream: &[u8]) -> bool {
     }
     assert_eq!(left, Err(EPROTO));
     assert_eq!(scratch, 0, "something was loaded");
-    assert_eq!(client.read(0, 0x10_0000), [0; 4]);
+    assert_eq!(client.read(0, 0x8000), [0; 4]);
     false
 }
 
