@@ -63,6 +63,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-handed-over" => access::handed_over,
         "owner-dma" => dma::copy,
         "owner-dirty" => dirty::hardware,
+        "owner-dirty-gpu" => dirty::device_itself,
         "owner-dirty-mdev" => dirty::mediated,
         "owner-bus-master" => dma::bus_master,
         "owner-bad-maps" => dma::bad_maps,

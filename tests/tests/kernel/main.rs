@@ -98,13 +98,19 @@ boot! {
     "owner-handed-over" bars_are_mapped_by_the_device_s_descriptor
     "owner-dma" dma_goes_both_ways_and_not_where_no_map_is
     "owner-not-mapped" guest_memory_stays_out_of_the_backend_where_the_kernel_can
-    "owner-dirty" written_pages_are_those_that_the_iommu_can_tell
-    "owner-dirty-mdev" written_pages_of_a_mediated_device_are_its_driver_s_or_the_container_s
     "owner-bus-master" nothing_moves_without_bus_mastering
     "owner-bad-maps" bad_maps_are_refused_with_their_errno
     "owner-info" vfio_user_ctl_describes_it
     "owner-speed" accesses_are_timed_beside_the_kernel_s
     "owner-map-speed" maps_are_timed_beside_the_kernel_s
+}
+
+boot! {
+    /// Which pages a device wrote.
+    dirty: owner();
+    "owner-dirty" written_pages_are_those_that_the_iommu_can_tell
+    "owner-dirty-gpu" written_pages_of_a_device_that_tracks_itself_are_exact
+    "owner-dirty-mdev" written_pages_of_a_mediated_device_are_its_driver_s_or_the_container_s
 }
 
 boot! {

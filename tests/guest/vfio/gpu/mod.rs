@@ -85,6 +85,11 @@ impl TestGpu {
         Ok(self.function.read(&format!("vugtest/{knob}"))?.parse()?)
     }
 
+    /// Its folder in sysfs.
+    pub fn path(&self) -> String {
+        self.function.path()
+    }
+
     /// Opens it, and lets it answer and do DMA.
     pub fn open(&self) -> Result<OpenDevice, Box<dyn Error>> {
         let device = OpenDevice::open(&self.function)?;
