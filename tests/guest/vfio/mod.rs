@@ -5,9 +5,11 @@
 mod access;
 mod backend;
 mod bad_input;
+mod dirty;
 mod dma;
 mod edu;
 mod events;
+mod gpu;
 mod igb;
 mod interrupts;
 mod kernel;
@@ -36,6 +38,14 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "vfio-interrupts" => probe::interrupts,
         "vfio-reset" => probe::reset,
         "vfio-token" => probe::vf_token,
+        "gpu-variants" => gpu::variants,
+        "gpu-interrupts" => gpu::interrupts,
+        "gpu-igd" => gpu::igd,
+        "gpu-v2" => gpu::every_variant,
+        "gpu-v1" => gpu::every_layout,
+        "gpu-faults" => gpu::faults,
+        "gpu-logging" => gpu::logging,
+        "gpu-quiet" => gpu::quiet,
         "owner-devices" => access::all_devices,
         "owner-mdev" => access::mediated,
         "owner-not-mapped" => dma::not_mapped,
@@ -43,6 +53,8 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-trapped" => access::trapped,
         "owner-handed-over" => access::handed_over,
         "owner-dma" => dma::copy,
+        "owner-dirty" => dirty::hardware,
+        "owner-dirty-mdev" => dirty::mediated,
         "owner-bus-master" => dma::bus_master,
         "owner-bad-maps" => dma::bad_maps,
         "owner-msi" => interrupts::msi,

@@ -44,6 +44,7 @@ macro_rules! boot {
 #[track_caller]
 fn owner() -> Guest {
     vfio_guest(lane::vfio_kernel())
+        .module("vugtest.ko", lane::test_module())
         .file("bin/vfio-user-gpu", binaries::static_backend())
         .file("bin/vfio-user-ctl", binaries::static_ctl())
 }
@@ -62,6 +63,19 @@ boot! {
 }
 
 boot! {
+    /// The devices of our test module, without the backend.
+    test_gpu: owner();
+    "gpu-variants" every_type_of_test_gpu_opens_and_has_its_regions
+    "gpu-interrupts" a_test_gpu_s_interrupts_reach_their_eventfds
+    "gpu-igd" an_intel_gpu_shows_its_opregion_and_bridges
+    "gpu-v2" test_gpus_migrate_with_every_set_of_states
+    "gpu-v1" test_gpus_migrate_by_every_layout_of_the_old_region
+    "gpu-faults" a_test_gpu_fails_as_it_is_told
+    "gpu-logging" a_test_gpu_reports_the_pages_it_wrote
+    "gpu-quiet" the_kernel_has_nothing_to_complain_about
+}
+
+boot! {
     /// What a client reads and writes.
     access: owner().size(2560, 2);
     "owner-devices" every_device_is_served_as_the_kernel_lists_it
@@ -71,6 +85,8 @@ boot! {
     "owner-handed-over" bars_are_mapped_by_the_device_s_descriptor
     "owner-dma" dma_goes_both_ways_and_not_where_no_map_is
     "owner-not-mapped" guest_memory_stays_out_of_the_backend_where_the_kernel_can
+    "owner-dirty" written_pages_are_those_that_the_iommu_can_tell
+    "owner-dirty-mdev" written_pages_of_a_mediated_device_are_its_driver_s_or_the_container_s
     "owner-bus-master" nothing_moves_without_bus_mastering
     "owner-bad-maps" bad_maps_are_refused_with_their_errno
     "owner-info" vfio_user_ctl_describes_it
