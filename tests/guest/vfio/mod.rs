@@ -71,7 +71,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-msix" => interrupts::msix,
         "owner-intx" => interrupts::intx,
         "owner-routes" => routes::msix,
-        "owner-mtty" => migration::mtty,
+        "plain-mtty" => migration::mtty,
         "owner-resets" => lifecycle::resets,
         "owner-unplug" => lifecycle::unplug,
         "owner-client-killed" => lifecycle::client_killed,

@@ -81,6 +81,7 @@ boot! {
     "owner-v2" devices_migrate_with_every_set_of_states
     "owner-v1" devices_migrate_by_every_layout_of_the_old_region
     "owner-mtty" the_kernel_s_sample_serial_port_migrates
+    "plain-mtty" and_does_with_a_client_of_the_bare_specification
     "owner-faults" a_driver_that_fails_or_lies_harms_nobody
     "owner-v1-faults" neither_does_one_with_the_old_region
     "owner-ctl" vfio_user_ctl_migrates_saves_and_loads_devices_of_the_kernel
@@ -126,12 +127,6 @@ boot! {
     /// A VMM that nobody here wrote.
     vmm: nested_qemu::add_to(owner(), &binaries::guest_init());
     "owner-qemu" qemu_in_the_guest_uses_a_device_of_the_guest_s_kernel
-}
-
-boot! {
-    /// Devices on their way to another backend.
-    migration: owner();
-    "owner-mtty" the_kernel_s_sample_driver_migrates
 }
 
 boot! {
