@@ -76,6 +76,20 @@ boot! {
 }
 
 boot! {
+    /// Devices that migrate from one backend to another.
+    migration: owner();
+    "owner-v2" devices_migrate_with_every_set_of_states
+    "owner-v1" devices_migrate_by_every_layout_of_the_old_region
+    "owner-mtty" the_kernel_s_sample_serial_port_migrates
+    "plain-mtty" and_does_with_a_client_of_the_bare_specification
+    "owner-faults" a_driver_that_fails_or_lies_harms_nobody
+    "owner-v1-faults" neither_does_one_with_the_old_region
+    "owner-ctl" vfio_user_ctl_migrates_saves_and_loads_devices_of_the_kernel
+    "owner-logging" what_a_device_wrote_is_told_as_it_tracked_it
+    "owner-streams" a_stream_that_is_not_right_is_never_loaded
+}
+
+boot! {
     /// What a client reads and writes.
     access: owner().size(2560, 2);
     "owner-devices" every_device_is_served_as_the_kernel_lists_it
