@@ -20,14 +20,14 @@ use crate::{Outcome, check_eq, say};
 const PAGE: u64 = 4096;
 
 /// Starts to log, from address 0.
-pub fn start(client: &Client, length: u64) -> Result<(), i32> {
+fn start(client: &Client, length: u64) -> Result<(), i32> {
     let ranges = [DmaLoggingRange { iova: 0, length }];
     let started = client.dma_logging_start(PAGE, &ranges);
     started.map_err(|error| error.errno())
 }
 
 /// The dirty pages of a range, by their number in it.
-pub fn report(
+fn report(
     client: &Client,
     iova: u64,
     length: u64,
