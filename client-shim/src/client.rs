@@ -36,7 +36,7 @@ pub struct Client {
     twin: Option<Twin>,
     /// Where migration goes, once it was asked for.
     link: Mutex<Option<Arc<Link>>>,
-    /// What [`Options`] said.
+    /// What [`Options`] said, and the longest message from that.
     timeout: Option<Duration>,
     max_message: usize,
 }
@@ -93,7 +93,7 @@ impl Client {
             twin,
             link: Mutex::new(None),
             timeout: options.timeout,
-            max_message,
+            max_message: longest,
         })
     }
 

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::Command as Process;
 use std::sync::Arc;
 use std::thread;
@@ -13,11 +14,16 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use system_tests::backend::Backend;
 use system_tests::binaries;
 use system_tests::engine::{self, REGION, Registers};
+use system_tests::migrating::{Migrates, offering};
 use system_tests::model_gpu::engine::{COMMAND_COPY, COMMAND_FILL, COMMAND_SRC_VRAM, STATUS_DONE};
 use system_tests::raw_client::RawClient;
 use vfio_user_client::protocol::Command;
+use vfio_user_client::protocol::extension::migration::MIG_CHANNEL;
 use vfio_user_client::protocol::feature::DmaLoggingRange;
+use vfio_user_client::protocol::header::NO_REPLY;
+use vfio_user_client::protocol::migration::MigrationState::PreCopy;
 use vfio_user_client::{Access, Callbacks, Client, Options, Spawned, spawn};
+use zerocopy::IntoBytes;
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -252,6 +258,29 @@ fn logging_ends_with_its_client() {
     second
         .dma_logging_start(2 * PAGE, &[range(0, MIB)])
         .expect("START");
+}
+
+/// A request that waits on the migration channel while its client leaves is nobody's. (Had the one before it a reply, it
+/// could not be sent, and that would be the end.)
+#[test]
+fn a_start_that_comes_too_late_does_not_last() {
+    let backend = Backend::start_model(&["faults=slow-save=600000"]);
+    let mut client = RawClient::connect(&backend.socket());
+    client.negotiate(&offering(&[MIG_CHANNEL]));
+    let (ours, theirs) = UnixStream::pair().expect("a channel");
+    let query = [64_u32, 0].as_bytes().to_vec();
+    client
+        .call(Command::MigChannel, &query, &[theirs.as_fd()])
+        .expect("MIG_CHANNEL");
+    let mut channel = RawClient::over(ours);
+    channel.set_state(PreCopy);
+    let read = channel.message(Command::MigDataRead, NO_REPLY, [4104_u32, 4096].as_bytes());
+    let start = [40_u64 | u64::from(SET | START) << 32, PAGE, 1, 0, PAGE];
+    let start = channel.message(Command::DeviceFeature, 0, start.as_bytes());
+    channel.send(&[read, start].concat(), &[]);
+    drop(client);
+    let next = &mut RawClient::attach(&backend.socket());
+    assert_eq!(errno(next, SET | STOP, &[]), EINVAL);
 }
 
 /// A DEVICE_FEATURE with room for `room` bytes of reply.

@@ -15,6 +15,13 @@ impl Function {
         self.memory.can_log(device.as_ref())
     }
 
+    /// Who tells what the device writes, for people.
+    #[must_use]
+    pub fn logging_source(&self) -> &'static str {
+        let device = self.device.dirty_tracker();
+        self.memory.logging_source(device.as_ref())
+    }
+
     /// DMA_LOGGING_START. `page_size` is a wish; a range may be tracked with others that were not asked for.
     ///
     /// # Errors
@@ -39,6 +46,11 @@ impl Function {
     /// [`LoggingError`].
     pub fn logging_stop(&self) -> Result<(), LoggingError> {
         self.memory.logging_stop()
+    }
+
+    /// What a client's leaving leaves of it.
+    pub fn end_logging(&self) {
+        self.memory.end_logging();
     }
 
     /// Whether logging is in force.

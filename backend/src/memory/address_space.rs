@@ -10,10 +10,9 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use log::debug;
 use rustix::fs::{FileType, fstat};
 
-use super::dirty::{Logging, LoggingError};
+use super::dirty::Logging;
 use super::dma::MessageDma;
 use super::iommu::{Iommu, IommuMap};
 use super::mapping::Mapping;
@@ -314,11 +313,7 @@ impl AddressSpace {
     /// next client cannot believe the address free.
     pub fn clear(&self) -> Result<(), MapError> {
         self.set_message_dma(None);
-        match self.logging_stop() {
-            Ok(()) | Err(LoggingError::NotStarted) => {}
-            // The next START says so if it is still so then.
-            Err(error) => debug!("Logging: {error}"),
-        }
+        self.end_logging();
         self.unmap_all().map(drop)
     }
 }

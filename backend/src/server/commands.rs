@@ -129,6 +129,8 @@ impl Session {
                 description.push(("migration data", driver.data_version()));
             }
             description.push(("on disconnect", self.on_disconnect().to_owned()));
+            let written = self.function.logging_source();
+            description.push(("written pages", written.to_owned()));
             let text = |(key, value): (&str, String)| (key.to_owned(), value);
             extension.device = description.into_iter().map(text).collect();
         }

@@ -238,6 +238,8 @@ impl Session {
             let cleaned = self.function.disconnect(true);
             if let Some(channel) = channel {
                 channel.join();
+                // A request that was under way there may have started it again.
+                self.function.end_logging();
             }
             return cleaned;
         }

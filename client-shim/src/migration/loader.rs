@@ -25,14 +25,27 @@ pub struct Loader {
 impl Loader {
     pub(super) fn start(link: Arc<Link>) -> Result<Self, Error> {
         link.take()?;
-        let sink = Sink::new(&link).inspect_err(|_| link.release())?;
-        let started = link.set_state(MigrationState::Resuming);
-        started.inspect_err(|_| link.release())?;
-        Ok(Self {
-            link,
-            sink,
-            over: false,
-        })
+        match Self::resume(&link) {
+            Ok(sink) => Ok(Self {
+                link,
+                sink,
+                over: false,
+            }),
+            Err(error) => {
+                link.release();
+                Err(error)
+            }
+        }
+    }
+
+    fn resume(link: &Link) -> Result<Sink, Error> {
+        let before = link.state()?;
+        let sink = Sink::new(link)?;
+        link.set_state(MigrationState::Resuming).inspect_err(|_| {
+            // The way there leads through STOP.
+            let _ = link.set_state(before);
+        })?;
+        Ok(sink)
     }
 
     /// Takes the next bytes of the stream.

@@ -15,6 +15,7 @@ mod interrupts;
 mod kernel;
 mod lifecycle;
 mod memory;
+mod migration;
 mod pci;
 mod places;
 mod privileges;
@@ -46,6 +47,14 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "gpu-faults" => gpu::faults,
         "gpu-logging" => gpu::logging,
         "gpu-quiet" => gpu::quiet,
+        "owner-v2" => gpu::owner_every_variant,
+        "owner-v1" => gpu::owner_every_layout,
+        "owner-mtty" => gpu::owner_mtty,
+        "owner-faults" => gpu::owner_faults,
+        "owner-streams" => gpu::owner_streams,
+        "owner-v1-faults" => gpu::owner_v1_faults,
+        "owner-ctl" => gpu::owner_tool,
+        "owner-logging" => gpu::owner_logging,
         "owner-devices" => access::all_devices,
         "owner-mdev" => access::mediated,
         "owner-not-mapped" => dma::not_mapped,
@@ -54,6 +63,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-handed-over" => access::handed_over,
         "owner-dma" => dma::copy,
         "owner-dirty" => dirty::hardware,
+        "owner-dirty-gpu" => dirty::device_itself,
         "owner-dirty-mdev" => dirty::mediated,
         "owner-bus-master" => dma::bus_master,
         "owner-bad-maps" => dma::bad_maps,
@@ -61,6 +71,7 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-msix" => interrupts::msix,
         "owner-intx" => interrupts::intx,
         "owner-routes" => routes::msix,
+        "plain-mtty" => migration::mtty,
         "owner-resets" => lifecycle::resets,
         "owner-unplug" => lifecycle::unplug,
         "owner-client-killed" => lifecycle::client_killed,

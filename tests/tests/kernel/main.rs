@@ -76,6 +76,20 @@ boot! {
 }
 
 boot! {
+    /// Devices that migrate from one backend to another.
+    migration: owner();
+    "owner-v2" devices_migrate_with_every_set_of_states
+    "owner-v1" devices_migrate_by_every_layout_of_the_old_region
+    "owner-mtty" the_kernel_s_sample_serial_port_migrates
+    "plain-mtty" and_does_with_a_client_of_the_bare_specification
+    "owner-faults" a_driver_that_fails_or_lies_harms_nobody
+    "owner-v1-faults" neither_does_one_with_the_old_region
+    "owner-ctl" vfio_user_ctl_migrates_saves_and_loads_devices_of_the_kernel
+    "owner-logging" what_a_device_wrote_is_told_as_it_tracked_it
+    "owner-streams" a_stream_that_is_not_right_is_never_loaded
+}
+
+boot! {
     /// What a client reads and writes.
     access: owner().size(2560, 2);
     "owner-devices" every_device_is_served_as_the_kernel_lists_it
@@ -85,13 +99,19 @@ boot! {
     "owner-handed-over" bars_are_mapped_by_the_device_s_descriptor
     "owner-dma" dma_goes_both_ways_and_not_where_no_map_is
     "owner-not-mapped" guest_memory_stays_out_of_the_backend_where_the_kernel_can
-    "owner-dirty" written_pages_are_those_that_the_iommu_can_tell
-    "owner-dirty-mdev" written_pages_of_a_mediated_device_are_its_driver_s_or_the_container_s
     "owner-bus-master" nothing_moves_without_bus_mastering
     "owner-bad-maps" bad_maps_are_refused_with_their_errno
     "owner-info" vfio_user_ctl_describes_it
     "owner-speed" accesses_are_timed_beside_the_kernel_s
     "owner-map-speed" maps_are_timed_beside_the_kernel_s
+}
+
+boot! {
+    /// Which pages a device wrote.
+    dirty: owner();
+    "owner-dirty" written_pages_are_those_that_the_iommu_can_tell
+    "owner-dirty-gpu" written_pages_of_a_device_that_tracks_itself_are_exact
+    "owner-dirty-mdev" written_pages_of_a_mediated_device_are_its_driver_s_or_the_container_s
 }
 
 boot! {

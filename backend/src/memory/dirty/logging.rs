@@ -7,6 +7,8 @@
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use log::debug;
+
 use super::pages::{DirtyPages, PAGE_SHIFT};
 use super::request::{LoggingError, LoggingReport, LoggingStart};
 use super::tracker::DirtyTracker;
@@ -154,6 +156,17 @@ impl AddressSpace {
         self.state().logging.is_some()
     }
 
+    /// Who would tell what was written, for people.
+    #[must_use]
+    pub fn logging_source(&self, device: Option<&Arc<dyn DirtyTracker>>) -> &'static str {
+        match (device, self.own_source()) {
+            (Some(_), _) => "told by the device",
+            (None, Some(Source::Iommu(_))) => "told by the IOMMU",
+            (None, Some(_)) => "told by this process",
+            (None, None) => "not known: neither the device nor its IOMMU tells",
+        }
+    }
+
     fn own_source(&self) -> Option<Source> {
         match self.iommu() {
             Some(iommu) => {
@@ -206,6 +219,15 @@ impl AddressSpace {
         match logging.source.tracker() {
             Some(tracker) => tracker.stop().map_err(tracker_error("Ceasing to track")),
             None => Ok(()),
+        }
+    }
+
+    /// Ends logging, if it is in force.
+    pub fn end_logging(&self) {
+        match self.logging_stop() {
+            Ok(()) | Err(LoggingError::NotStarted) => {}
+            // The next START says so if it is still so then.
+            Err(error) => debug!("Logging: {error}"),
         }
     }
 

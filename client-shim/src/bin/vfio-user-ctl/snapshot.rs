@@ -154,6 +154,11 @@ pub fn load(options: &Load) -> Result<End, Failure> {
         }
         watch.stream(moved, total);
     }
+    if moved == 0 {
+        watch.end();
+        loader.cancel()?;
+        return Err("Nothing loaded, the device is reset: there is nothing in the stream".into());
+    }
     let finished = loader.finish(true);
     watch.end();
     finished.map_err(|error| {

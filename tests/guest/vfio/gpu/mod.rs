@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The devices of our test module (tests/kernel/module, whose README describes types, registers and knobs), and checks of them
-//! by bare ioctls: that the module does what it says, and that the kernel lets it.
+//! The devices of our test module (tests/kernel/module, whose README describes types, registers and knobs): checks of them by
+//! bare ioctls, that the module does what it says and that the kernel lets it, then of backends that own them.
 
 mod faults;
 mod feature;
 mod logging;
+mod owner;
+mod owner_faults;
+mod owner_streams;
+mod owner_support;
+mod owner_tool;
+mod owner_v1_faults;
 mod region;
 mod v1;
 mod v2;
@@ -18,7 +24,14 @@ use std::{
 };
 
 pub use faults::faults;
-pub use logging::logging;
+pub use logging::{logging, owned as owner_logging};
+pub use owner::{
+    every_layout as owner_every_layout, every_variant as owner_every_variant, mtty as owner_mtty,
+};
+pub use owner_faults::faults as owner_faults;
+pub use owner_streams::streams as owner_streams;
+pub use owner_tool::every_way as owner_tool;
+pub use owner_v1_faults::v1_faults as owner_v1_faults;
 use system_tests::{pattern, pci};
 pub use v1::every_layout;
 pub use v2::every_variant;
@@ -70,6 +83,11 @@ impl TestGpu {
     /// What a knob or counter says.
     pub fn get(&self, knob: &str) -> Result<i64, Box<dyn Error>> {
         Ok(self.function.read(&format!("vugtest/{knob}"))?.parse()?)
+    }
+
+    /// Its folder in sysfs.
+    pub fn path(&self) -> String {
+        self.function.path()
     }
 
     /// Opens it, and lets it answer and do DMA.
