@@ -13,7 +13,9 @@ use crate::device::{Device, Error, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
 use crate::memory::AddressSpace;
 use crate::migration::Migration;
-use crate::pci::{BarState, Changes, ConfigSpace, MsixState, MsixTable, PowerState};
+use crate::pci::{
+    BarState, Changes, ConfigSpace, GuestView, MsixState, MsixTable, PowerState, ViewError,
+};
 use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
 
@@ -45,10 +47,16 @@ enum Target {
 }
 
 impl Function {
-    /// Composes a function from the device's own config space.
-    #[must_use]
-    pub fn new(device: Arc<dyn Device>, memory: Arc<AddressSpace>) -> Self {
-        let config = device.config_space();
+    /// Composes a function from the device's own config space, as `view` shows it.
+    ///
+    /// # Errors
+    /// The device cannot be shown so.
+    pub fn new(
+        device: Arc<dyn Device>,
+        memory: Arc<AddressSpace>,
+        view: &GuestView,
+    ) -> Result<Self, ViewError> {
+        let config = view.apply(device.config_space())?;
         let msix = config
             .msix()
             .map(|msix| (msix, MsixTable::new(msix.table_size)));
@@ -61,12 +69,12 @@ impl Function {
             delivery: Delivery::default(),
             routes,
         });
-        Self {
+        Ok(Self {
             migration: Migration::new(Arc::clone(&device)),
             device,
             memory,
             state,
-        }
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -15,6 +15,7 @@ use vfio_user_gpu::device::model::{ModelError, ModelGpu};
 use vfio_user_gpu::function::Function;
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
 use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
+use vfio_user_gpu::pci::ViewError;
 use vfio_user_gpu::privileges::{PrivilegeError, User};
 use vfio_user_gpu::report;
 use vfio_user_gpu::sandbox::{self, SandboxError};
@@ -40,6 +41,8 @@ enum Error {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
+    View(#[from] ViewError),
     #[error("Endpoint")]
     Endpoint(#[from] EndpointError),
     #[error("Sandbox (--sandbox off serves without)")]
@@ -135,6 +138,7 @@ fn run(options: Options) -> Result<(), Error> {
     }
     // The user is looked up before anything is opened: a typing error must cost nothing.
     let user = options.user.as_deref().map(User::find).transpose()?;
+    let view = options.view.view();
     let opened = open(&options)?;
     if let Some(user) = user {
         user.become_for_good()?;
@@ -147,6 +151,8 @@ fn run(options: Options) -> Result<(), Error> {
         }
         None => model(&options)?,
     };
+    let name = device.name();
+    let function = Arc::new(Function::new(device, memory, &view)?);
     let signals = Signals::catch()?;
     let endpoint = match (&options.socket_path, options.fd) {
         (Some(path), _) => {
@@ -160,8 +166,7 @@ fn run(options: Options) -> Result<(), Error> {
         (None, None) => return Err(Error::NoEndpoint),
     };
     // Only now: a start that fails says so in its one line.
-    info!("Serving the {}", device.name());
-    let function = Arc::new(Function::new(device, memory));
+    info!("Serving the {name}");
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
         allowed_uids: options.allow_uid,
