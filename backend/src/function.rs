@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::debug;
+use log::{debug, warn};
 use vfio_user_protocol::extension::IrqRoute;
 
 use crate::device::{Device, Error, Region, ResetCause, region};
@@ -25,6 +25,7 @@ pub struct Function {
     device: Arc<dyn Device>,
     memory: Arc<AddressSpace>,
     migration: Migration,
+    view: GuestView,
     state: Mutex<State>,
 }
 
@@ -56,7 +57,13 @@ impl Function {
         memory: Arc<AddressSpace>,
         view: &GuestView,
     ) -> Result<Self, ViewError> {
-        let config = view.apply(device.config_space())?;
+        let config = device.config_space();
+        for fault in config.list_faults().into_iter().flatten() {
+            warn!(
+                "The device's capability list is broken, and shown as far as it makes sense: {fault}"
+            );
+        }
+        let config = view.apply(config)?;
         let msix = config
             .msix()
             .map(|msix| (msix, MsixTable::new(msix.table_size)));
@@ -73,6 +80,7 @@ impl Function {
             migration: Migration::new(Arc::clone(&device)),
             device,
             memory,
+            view: view.clone(),
             state,
         })
     }
@@ -249,8 +257,9 @@ impl Function {
         let mut state = self.state();
         if state.config.is_live() {
             check_end(offset, data.len(), state.config.bytes().len())?;
-            let forwarded = state.config.without_flr(offset, data);
-            self.device.write_config(offset, &forwarded)?;
+            for (at, piece) in state.config.for_device(offset, data) {
+                self.device.write_config(at, &piece)?;
+            }
         }
         let changes = state
             .config

@@ -3,7 +3,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::pci::{ClassCode, GuestView, Id, IdentityOverrides, VendorId};
+use crate::pci::{ClassCode, Clique, GuestView, Id, IdentityOverrides, VendorId};
 
 /// What the guest sees.
 #[derive(Clone, Debug, Args)]
@@ -33,6 +33,12 @@ pub struct ViewOptions {
     /// IOMMU keeps the device's translations right; vfio-user has no message for that.
     #[arg(long, value_name = "HOW", default_value = "off")]
     pub ats: Switch,
+
+    /// Put the GPU into this NVIDIA GPUDirect P2P clique (0 to 15): guest drivers then do peer-to-peer DMA between the
+    /// GPUs of one clique. Only for GPUs that the host can connect (one root complex, no ACS redirection between them),
+    /// and only for boards whose driver supports it: on GeForce boards peers read WRONG DATA without an error.
+    #[arg(long, value_name = "N")]
+    pub nvidia_gpudirect_clique: Option<Clique>,
 }
 
 /// An option that is on or off.
@@ -57,6 +63,7 @@ impl ViewOptions {
                 class: self.pci_class,
             },
             ats: self.ats == Switch::On,
+            nvidia_clique: self.nvidia_gpudirect_clique,
         }
     }
 }
