@@ -13,6 +13,7 @@
 //! | `translators.rs`, `limits.rs` | its calls (iommufd, or a type1 container), and what it can take |
 //! | `handoff.rs` | which parts of BARs the client may map |
 //! | `reset.rs` | the ladder of resets |
+//! | `migration.rs`, `migration_region.rs` | migration v2, and the region of v1 |
 //!
 //! Here: the device itself, as [`Device`]. Guest memory does not pass through it; the address space programs
 //! the IOMMU.
@@ -25,6 +26,8 @@ mod handoff;
 mod iommu;
 mod irqs;
 mod limits;
+mod migration;
+mod migration_region;
 mod open;
 mod open_error;
 mod reset;
@@ -46,16 +49,18 @@ use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO
 
 use super::{Device, Error, Mapping, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::migration::MigrationDriver;
 use crate::pci::registers::{
     PCI_BASE_ADDRESS_0, PCI_CFG_SPACE_SIZE, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_ROM_ADDRESS,
     PCI_STD_HEADER_SIZEOF,
 };
 use crate::pci::{ConfigSpace, DeviceSizes, OverlayError};
-pub use file::{KernelFile, Request, VfioFile};
+pub use file::{DataFile, KernelFile, Request, VfioFile};
 pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
 pub use iommu::HostIommu;
 use irqs::Irqs;
+use migration::Migration;
 pub use open::{Companion, Opened, VfToken, adopt, open};
 pub use open_error::OpenError;
 pub use reset::Group;
@@ -105,6 +110,8 @@ pub struct OpenDevice {
     pub group: Option<Group>,
     /// For people, such as `0000:01:00.0`.
     pub name: String,
+    /// Whose migration data it has: its driver, or the type of a mediated device; empty if not known.
+    pub driver: String,
     /// How it was come by, for people: names and values.
     pub origin: Vec<(&'static str, String)>,
 }
@@ -122,6 +129,7 @@ pub struct KernelDevice {
     irqs: Irqs,
     handed: Vec<Option<Handed>>,
     ladder: Ladder,
+    migration: Migration,
 }
 
 impl KernelDevice {
@@ -135,6 +143,7 @@ impl KernelDevice {
             file,
             group,
             name,
+            driver,
             origin,
         } = open;
         let vfio = Vfio::new(file);
@@ -155,6 +164,7 @@ impl KernelDevice {
         let ladder = Ladder::new(&vfio, info.reset, &bytes, group.as_ref());
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
+        let migration = Migration::find(&vfio, info.regions, &driver);
         let mut device = Self {
             vfio,
             group,
@@ -166,6 +176,7 @@ impl KernelDevice {
             irqs,
             handed,
             ladder,
+            migration,
         };
         device.announce(handoff);
         // The first client finds what every other finds, and not where the host had the BARs.
@@ -338,6 +349,7 @@ impl Device for KernelDevice {
             (count, policy) => format!("{policy}: {count} BARs are mapped"),
         };
         let mut description = vec![("name", self.name()), ("BAR handoff", handed_over)];
+        description.push(("migration", self.migration.description.clone()));
         description.extend(self.origin.iter().cloned());
         description
     }
@@ -373,6 +385,10 @@ impl Device for KernelDevice {
         }
         let stopped = command & !PCI_COMMAND_MASTER;
         self.write(region::CONFIG, at, &stopped.to_le_bytes())
+    }
+
+    fn migration(&self) -> Option<&dyn MigrationDriver> {
+        self.migration.driver.as_deref()
     }
 
     fn release_request(&self) -> Option<BorrowedFd<'_>> {
