@@ -11,6 +11,7 @@ use log::info;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use vfio_user_gpu::device::Device;
 use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
+use vfio_user_gpu::device::model::dump::{DumpedError, DumpedGpu};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
 use vfio_user_gpu::function::Function;
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
@@ -35,6 +36,8 @@ enum Error {
     NoEndpoint,
     #[error("Software GPU")]
     Model(#[from] ModelError),
+    #[error("Software GPU")]
+    Dumped(#[from] DumpedError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -118,6 +121,10 @@ fn open(options: &Options) -> Result<Option<kernel::Opened>, Error> {
 /// The software GPU.
 fn model(options: &Options) -> Result<(Arc<dyn Device>, Arc<AddressSpace>), Error> {
     let model = options.model.as_ref().ok_or(Error::NoDevice)?;
+    if let Some(config) = &model.config {
+        let memory = AddressSpace::new(CpuAccess::TrackedOnly, DEFAULT_MAX_MAPS);
+        return Ok((Arc::new(DumpedGpu::open(config, model)?), Arc::new(memory)));
+    }
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let device = ModelGpu::new(model, Arc::clone(&memory))?;
     Ok((Arc::new(device), memory))
