@@ -36,6 +36,12 @@ pub fn vfio_kernel() -> PathBuf {
     from_environment("VFIO_USER_GPU_VFIO_KERNEL")
 }
 
+/// Our kernel module of test devices, built for [`vfio_kernel`].
+#[track_caller]
+pub fn test_module() -> PathBuf {
+    from_environment("VFIO_USER_GPU_TEST_MODULE")
+}
+
 /// A shell and its usual commands in one static program.
 #[track_caller]
 pub fn busybox() -> PathBuf {

@@ -11,6 +11,8 @@
 //! | `irqs.rs` | the client's eventfds in the kernel, aggregated per index |
 //! | `iommu.rs` | guest memory in the IOMMU |
 //! | `translators.rs`, `limits.rs` | its calls (iommufd, or a type1 container), and what it can take |
+//! | `dirty.rs`, `tracking.rs` | which pages were written, as the IOMMU tells |
+//! | `logging.rs` | the same, as the device itself tells |
 //! | `handoff.rs` | which parts of BARs the client may map |
 //! | `reset.rs` | the ladder of resets |
 //! | `migration.rs`, `migration_region.rs` | migration v2, and the region of v1 |
@@ -19,6 +21,7 @@
 //! the IOMMU.
 
 mod bind;
+mod dirty;
 #[cfg(test)]
 pub(crate) mod fake;
 mod file;
@@ -26,12 +29,14 @@ mod handoff;
 mod iommu;
 mod irqs;
 mod limits;
+mod logging;
 mod migration;
 mod migration_region;
 mod open;
 mod open_error;
 mod reset;
 mod sysfs;
+mod tracking;
 mod translators;
 mod vfio;
 
@@ -49,6 +54,7 @@ use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO
 
 use super::{Device, Error, Mapping, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::memory::DirtyTracker;
 use crate::migration::MigrationDriver;
 use crate::pci::registers::{
     PCI_BASE_ADDRESS_0, PCI_CFG_SPACE_SIZE, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_ROM_ADDRESS,
@@ -60,6 +66,7 @@ pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
 pub use iommu::HostIommu;
 use irqs::Irqs;
+use logging::DeviceLogging;
 use migration::Migration;
 pub use open::{Companion, Opened, VfToken, adopt, open};
 pub use open_error::OpenError;
@@ -130,6 +137,7 @@ pub struct KernelDevice {
     handed: Vec<Option<Handed>>,
     ladder: Ladder,
     migration: Migration,
+    logging: Option<Arc<DeviceLogging>>,
 }
 
 impl KernelDevice {
@@ -165,6 +173,7 @@ impl KernelDevice {
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
         let migration = Migration::find(&vfio, info.regions, &driver);
+        let logging = DeviceLogging::probe(&vfio).map(Arc::new);
         let mut device = Self {
             vfio,
             group,
@@ -177,6 +186,7 @@ impl KernelDevice {
             handed,
             ladder,
             migration,
+            logging,
         };
         device.announce(handoff);
         // The first client finds what every other finds, and not where the host had the BARs.
@@ -389,6 +399,11 @@ impl Device for KernelDevice {
 
     fn migration(&self) -> Option<&dyn MigrationDriver> {
         self.migration.driver.as_deref()
+    }
+
+    fn dirty_tracker(&self) -> Option<Arc<dyn DirtyTracker>> {
+        let logging = self.logging.as_ref()?;
+        Some(Arc::clone(logging) as _)
     }
 
     fn release_request(&self) -> Option<BorrowedFd<'_>> {
