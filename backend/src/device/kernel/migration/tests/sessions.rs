@@ -7,13 +7,12 @@ use crate::function::Function;
 use crate::memory::{AddressSpace, CpuAccess};
 use crate::migration::buffer::{Piece, Room};
 use crate::migration::{Error as SessionError, More, ShowP2p};
+use crate::pci::GuestView;
 
 fn function(script: Script) -> Function {
     let (_, device) = device_of(script);
-    Function::new(
-        Arc::new(device),
-        Arc::new(AddressSpace::new(CpuAccess::TrackedOnly, 8)),
-    )
+    let memory = AddressSpace::new(CpuAccess::TrackedOnly, 8);
+    Function::new(Arc::new(device), Arc::new(memory), &GuestView::default()).unwrap()
 }
 
 fn set(function: &Function, state: MigrationState) -> Result<(), SessionError> {
