@@ -8,14 +8,16 @@ mod logging;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::debug;
+use log::{debug, warn};
 use vfio_user_protocol::extension::IrqRoute;
 
 use crate::device::{Device, Error, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
 use crate::memory::AddressSpace;
 use crate::migration::Migration;
-use crate::pci::{BarState, Changes, ConfigSpace, MsixState, MsixTable, PowerState};
+use crate::pci::{
+    BarState, Changes, ConfigSpace, GuestView, MsixState, MsixTable, PowerState, ViewError,
+};
 use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
 
@@ -25,6 +27,7 @@ pub struct Function {
     device: Arc<dyn Device>,
     memory: Arc<AddressSpace>,
     migration: Migration,
+    view: GuestView,
     state: Mutex<State>,
 }
 
@@ -47,10 +50,22 @@ enum Target {
 }
 
 impl Function {
-    /// Composes a function from the device's own config space.
-    #[must_use]
-    pub fn new(device: Arc<dyn Device>, memory: Arc<AddressSpace>) -> Self {
+    /// Composes a function from the device's own config space, as `view` shows it.
+    ///
+    /// # Errors
+    /// The device cannot be shown so.
+    pub fn new(
+        device: Arc<dyn Device>,
+        memory: Arc<AddressSpace>,
+        view: &GuestView,
+    ) -> Result<Self, ViewError> {
         let config = device.config_space();
+        for fault in config.list_faults().into_iter().flatten() {
+            warn!(
+                "The device's capability list is broken, and shown as far as it makes sense: {fault}"
+            );
+        }
+        let config = view.apply(config)?;
         let msix = config
             .msix()
             .map(|msix| (msix, MsixTable::new(msix.table_size)));
@@ -63,12 +78,13 @@ impl Function {
             delivery: Delivery::default(),
             routes,
         });
-        Self {
+        Ok(Self {
             migration: Migration::new(Arc::clone(&device)),
             device,
             memory,
+            view: view.clone(),
             state,
-        }
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -243,8 +259,9 @@ impl Function {
         let mut state = self.state();
         if state.config.is_live() {
             check_end(offset, data.len(), state.config.bytes().len())?;
-            let forwarded = state.config.without_flr(offset, data);
-            self.device.write_config(offset, &forwarded)?;
+            for (at, piece) in state.config.for_device(offset, data) {
+                self.device.write_config(at, &piece)?;
+            }
         }
         let changes = state
             .config

@@ -11,10 +11,12 @@ use log::info;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use vfio_user_gpu::device::Device;
 use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
+use vfio_user_gpu::device::model::dump::{DumpedError, DumpedGpu};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
 use vfio_user_gpu::function::Function;
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
 use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
+use vfio_user_gpu::pci::ViewError;
 use vfio_user_gpu::privileges::{PrivilegeError, User};
 use vfio_user_gpu::report;
 use vfio_user_gpu::sandbox::{self, SandboxError};
@@ -34,12 +36,16 @@ enum Error {
     NoEndpoint,
     #[error("Software GPU")]
     Model(#[from] ModelError),
+    #[error("Software GPU")]
+    Dumped(#[from] DumpedError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
+    View(#[from] ViewError),
     #[error("Endpoint")]
     Endpoint(#[from] EndpointError),
     #[error("Sandbox (--sandbox off serves without)")]
@@ -115,6 +121,10 @@ fn open(options: &Options) -> Result<Option<kernel::Opened>, Error> {
 /// The software GPU.
 fn model(options: &Options) -> Result<(Arc<dyn Device>, Arc<AddressSpace>), Error> {
     let model = options.model.as_ref().ok_or(Error::NoDevice)?;
+    if let Some(config) = &model.config {
+        let memory = AddressSpace::new(CpuAccess::TrackedOnly, DEFAULT_MAX_MAPS);
+        return Ok((Arc::new(DumpedGpu::open(config, model)?), Arc::new(memory)));
+    }
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let device = ModelGpu::new(model, Arc::clone(&memory))?;
     Ok((Arc::new(device), memory))
@@ -135,6 +145,7 @@ fn run(options: Options) -> Result<(), Error> {
     }
     // The user is looked up before anything is opened: a typing error must cost nothing.
     let user = options.user.as_deref().map(User::find).transpose()?;
+    let view = options.view.view();
     let opened = open(&options)?;
     if let Some(user) = user {
         user.become_for_good()?;
@@ -147,6 +158,8 @@ fn run(options: Options) -> Result<(), Error> {
         }
         None => model(&options)?,
     };
+    let name = device.name();
+    let function = Arc::new(Function::new(device, memory, &view)?);
     let signals = Signals::catch()?;
     let endpoint = match (&options.socket_path, options.fd) {
         (Some(path), _) => {
@@ -160,8 +173,7 @@ fn run(options: Options) -> Result<(), Error> {
         (None, None) => return Err(Error::NoEndpoint),
     };
     // Only now: a start that fails says so in its one line.
-    info!("Serving the {}", device.name());
-    let function = Arc::new(Function::new(device, memory));
+    info!("Serving the {name}");
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
         allowed_uids: options.allow_uid,

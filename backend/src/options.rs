@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line, as the backend program conventions of the vfio-user specification have it.
 
+mod view;
+
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -10,6 +12,7 @@ use log::LevelFilter;
 use crate::device::kernel::{BarHandoff, VfToken};
 use crate::device::model::ModelOptions;
 use crate::sandbox::Seccomp;
+pub use view::{Switch, ViewOptions};
 
 /// Owns a GPU and serves it to a virtual machine monitor over vfio-user.
 ///
@@ -84,7 +87,8 @@ pub struct Options {
     pub user: Option<String>,
 
     /// Serve the software GPU. Keys: vram=SIZE (power of two, 1M to 16G, default 64M), vram-file=PATH (keep
-    /// VRAM in this file, so that it can be looked at), faults=FAULT+FAULT+... (what goes wrong when it
+    /// VRAM in this file, so that it can be looked at), config=FILE (serve the config space in this file, as
+    /// `lspci -vv -xxxx` prints it or as sysfs has it, with BARs and interrupts that do nothing), faults=FAULT+FAULT+... (what goes wrong when it
     /// migrates, for tests of VMMs). Faults: no-precopy, no-p2p, zero-in-precopy (0 bytes where drivers say
     /// ENOMSG), garbage-sizes, moving-sizes, slow-state=MS (each change of state), slow-save=MS (each read),
     /// read-error@BYTES, write-error@BYTES, state-error=STATE (fails once), broken=STATE (leads to ERROR),
@@ -121,6 +125,10 @@ pub struct Options {
     /// How much to say on stderr; RUST_LOG overrides it.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
+
+    /// What the guest sees.
+    #[command(flatten)]
+    pub view: ViewOptions,
 }
 
 /// `--on-disconnect`.

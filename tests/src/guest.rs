@@ -281,6 +281,12 @@ impl Report {
         }
     }
 
+    /// What the guest said.
+    #[must_use]
+    pub fn console(&self) -> &str {
+        &self.console
+    }
+
     /// Prints what the guest said, for the record of what was exercised.
     pub fn print(&self) {
         println!("{}", self.console);

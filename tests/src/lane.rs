@@ -48,6 +48,15 @@ pub fn busybox() -> PathBuf {
     from_environment("VFIO_USER_GPU_BUSYBOX")
 }
 
+/// The tree of Debian's pciutils: `lspci/` with all that the program needs.
+///
+/// # Panics
+/// Outside its lane, like all of this module.
+#[track_caller]
+pub fn pciutils() -> PathBuf {
+    from_environment("VFIO_USER_GPU_PCIUTILS")
+}
+
 #[track_caller]
 fn from_environment(name: &str) -> PathBuf {
     let Some(path) = env::var_os(name).map(PathBuf::from) else {

@@ -163,7 +163,8 @@ fn function() -> (Function, Arc<Log>, Arc<Recorder>) {
     let device = Arc::new(Recorder::default());
     let log = Arc::clone(&device.log);
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, 8));
-    (Function::new(Arc::clone(&device) as _, memory), log, device)
+    let function = Function::new(Arc::clone(&device) as _, memory, &GuestView::default());
+    (function.unwrap(), log, device)
 }
 
 fn enable(function: &Function) {

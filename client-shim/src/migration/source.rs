@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The stream of a device that is saved, chunk by chunk: by messages, or through shared memory with reads sent
 //! ahead, so that the server fills the next slots while the caller passes one on.
+//!
+//! In pre-copy no more is read ahead than the pass is said to have: a read behind its end would begin another, and
+//! make the device look for changes again.
 
 use std::sync::Arc;
 
@@ -56,6 +59,8 @@ pub(super) struct Shared {
     before: usize,
     /// Reads that may be under way at a time.
     depth: usize,
+    /// Bytes that pre-copy is expected to give before there is nothing for now.
+    expected: u64,
     /// The server said that there is no more; what is under way is only collected.
     draining: bool,
 }
@@ -68,6 +73,7 @@ impl Source {
                 first: 0,
                 ahead: 0,
                 before: 0,
+                expected: 0,
                 // On the main socket a read ahead would make an access of the guest wait for it.
                 depth: if link.is_apart() { SLOTS - 1 } else { 1 },
                 draining: false,
@@ -96,6 +102,13 @@ impl Source {
                     .ok_or(Error::OutOfRange { offset: 0, length })
             }
             Self::Shared(shared) => shared.memory.slot(shared.first + SLOTS - 1, 0, length),
+        }
+    }
+
+    /// What pre-copy is expected to give before there is nothing for now, in bytes. A wish, nothing more.
+    pub(super) fn expect(&mut self, bytes: u64) {
+        if let Self::Shared(shared) = self {
+            shared.expected = bytes;
         }
     }
 
@@ -158,7 +171,7 @@ impl Shared {
     fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
         loop {
             if !self.draining {
-                self.top_up(link)?;
+                self.top_up(link, stopped)?;
             } else if self.ahead == 0 {
                 self.draining = false;
                 return Ok(if stopped { Step::End } else { Step::Idle });
@@ -177,6 +190,7 @@ impl Shared {
             // What was nothing for now before the device stopped is no end after.
             self.draining |= flags != 0 && was_running != stopped;
             if length > 0 {
+                self.expected = self.expected.saturating_sub(to_u64(length));
                 return Ok(Step::Data(length));
             }
             if self.draining && stopped {
@@ -186,9 +200,13 @@ impl Shared {
         }
     }
 
-    /// Sends as many reads ahead as may be.
-    fn top_up(&mut self, link: &Link) -> Result<(), Error> {
+    /// Sends as many reads ahead as may be; one in any case.
+    fn top_up(&mut self, link: &Link, stopped: bool) -> Result<(), Error> {
         while self.ahead < self.depth {
+            let asked = to_u64(self.ahead * self.memory.slot_size());
+            if self.ahead > 0 && !stopped && asked >= self.expected {
+                break;
+            }
             let request = ShmTransfer {
                 argsz: size_u32::<ShmTransfer>(),
                 flags: 0,

@@ -2,18 +2,17 @@
 //! Kernel devices behind the session: from one scripted kernel into another, as a client does it.
 
 use super::*;
-use crate::device::kernel::fake::{Data, DataScript};
+use crate::device::kernel::fake::{Data, DataScript, PCI};
 use crate::function::Function;
 use crate::memory::{AddressSpace, CpuAccess};
 use crate::migration::buffer::{Piece, Room};
 use crate::migration::{Error as SessionError, More, ShowP2p};
+use crate::pci::GuestView;
 
 fn function(script: Script) -> Function {
     let (_, device) = device_of(script);
-    Function::new(
-        Arc::new(device),
-        Arc::new(AddressSpace::new(CpuAccess::TrackedOnly, 8)),
-    )
+    let memory = AddressSpace::new(CpuAccess::TrackedOnly, 8);
+    Function::new(Arc::new(device), Arc::new(memory), &GuestView::default()).unwrap()
 }
 
 fn set(function: &Function, state: MigrationState) -> Result<(), SessionError> {
@@ -201,4 +200,16 @@ fn v2(write: impl FnOnce(&mut DataScript)) -> (Function, Data) {
         ..script()
     };
     (function(script), data)
+}
+
+#[test]
+fn a_device_that_migrates_is_reset_though_it_does_not_announce_that() {
+    let (source, _) = with_region(&[], TYPE);
+    let stream = save(&function(source), 5000);
+    let (mut script, sim) = with_region(&[], TYPE);
+    script.flags = PCI;
+    let destination = function(script);
+    load(&destination, &stream[..stream.len() - 1], 5000).unwrap_err();
+    assert_eq!(sim.driver().device_state & 7, 1);
+    assert_eq!(destination.migration().state().unwrap(), Running);
 }
