@@ -59,13 +59,12 @@ impl Function {
         memory: Arc<AddressSpace>,
         view: &GuestView,
     ) -> Result<Self, ViewError> {
-        let config = device.config_space();
+        let config = view.apply(device.config_space())?;
         for fault in config.list_faults().into_iter().flatten() {
             warn!(
                 "The device's capability list is broken, and shown as far as it makes sense: {fault}"
             );
         }
-        let config = view.apply(config)?;
         let msix = config
             .msix()
             .map(|msix| (msix, MsixTable::new(msix.table_size)));
