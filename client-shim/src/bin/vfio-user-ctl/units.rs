@@ -61,7 +61,9 @@ pub fn rate(bytes_per_second: f64) -> String {
 /// A time, to three digits.
 pub fn time(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
-    if seconds >= 1.0 {
+    if duration.is_zero() {
+        "0 s".to_owned()
+    } else if seconds >= 1.0 {
         format!("{} s", three_digits(seconds))
     } else if seconds >= 0.001 {
         format!("{} ms", three_digits(seconds * 1e3))
@@ -144,7 +146,7 @@ mod tests {
             assert_eq!(size(bytes), text);
         }
         for (micros, text) in [
-            (0, "0.00 us"),
+            (0, "0 s"),
             (31, "31.0 us"),
             (1_500, "1.50 ms"),
             (99_990, "100 ms"),
