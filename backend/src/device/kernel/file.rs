@@ -9,6 +9,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{
@@ -139,6 +140,12 @@ pub trait DataFile: Send + fmt::Debug {
     /// # Errors
     /// Its errno.
     fn write(&mut self, from: &VolatileSlice<'_>) -> Result<usize, Errno>;
+
+    /// poll(2) without a limit, for whichever way the descriptor goes. Returns at once where the driver has no poll.
+    ///
+    /// # Errors
+    /// Its errno.
+    fn wait(&mut self) -> Result<(), Errno>;
 
     /// `VFIO_MIG_GET_PRECOPY_INFO`. `argument` begins with `argsz`, which is set here.
     ///
@@ -290,6 +297,11 @@ impl DataFile for KernelData {
 
     fn write(&mut self, from: &VolatileSlice<'_>) -> Result<usize, Errno> {
         self.0.write_volatile(from).map_err(errno_of)
+    }
+
+    fn wait(&mut self) -> Result<(), Errno> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN | PollFlags::OUT)];
+        poll(&mut fds, None).map(drop)
     }
 
     fn precopy_info(&mut self, argument: &mut [u8]) -> Result<(), Errno> {

@@ -174,6 +174,10 @@ impl DataStream for KernelStream {
         }
     }
 
+    fn wait(&mut self) -> Result<(), Errno> {
+        retried(|| self.file.wait())
+    }
+
     fn precopy_info(&mut self) -> Result<PrecopyInfo, Errno> {
         let info = retried(|| {
             // Zero, since drivers may leave in it what was there.
