@@ -2,10 +2,11 @@
 //! The composed configuration space as any client reads it, without a VMM that would compose its own: each fixture, with
 //! and without options, and what is left of broken lists.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use system_tests::{
     backend::Backend,
+    binaries,
     view::{self, Seen},
 };
 use vfio_user_client::{Client, Options};
@@ -30,7 +31,7 @@ const FIXTURES: [(&str, usize); 8] = [
 /// A backend of its own for a client of its own.
 struct Rig {
     client: Client,
-    _backend: Backend,
+    backend: Backend,
 }
 
 impl Rig {
@@ -40,7 +41,7 @@ impl Rig {
         let client = Client::connect(backend.socket(), Options::default());
         Self {
             client: client.expect("a client"),
-            _backend: backend,
+            backend,
         }
     }
 
@@ -119,6 +120,27 @@ fn a_clique_is_bit_exact_and_read_only() {
             "after a reset"
         );
     }
+}
+
+#[test]
+fn a_person_is_told_the_clique() {
+    let rig = Rig::fixture("nvidia-tesla-t4", &["--nvidia-gpudirect-clique", "8"]);
+    // One client at a time.
+    rig.client.disconnect();
+    let socket = rig.backend.socket();
+    let output = Command::new(binaries::ctl())
+        .arg("info")
+        .arg(socket)
+        .output();
+    let output = output.expect("vfio-user-ctl runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("NVIDIA GPUDirect P2P: Clique=8 Version=0"),
+        "{text}"
+    );
+    assert!(text.contains("MSI-X: Enable- Count=6"), "{text}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error, "", "nothing to complain about");
 }
 
 #[test]
