@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_DEVICE_FEATURE_SET;
@@ -136,7 +137,7 @@ impl DataFile for FakeData {
         Ok(count + script.claims)
     }
 
-    fn wait(&mut self) -> Result<(), Errno> {
+    fn wait(&mut self, _patience: Duration) -> Result<(), Errno> {
         self.0.script().waits += 1;
         Ok(())
     }
