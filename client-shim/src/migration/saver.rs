@@ -74,6 +74,9 @@ impl Saver {
         if pre_copy {
             saver.link.set_state(MigrationState::PreCopy)?;
             saver.phase = Phase::PreCopy;
+            if saver.link.features.pending {
+                saver.pending(false)?;
+            }
             if saver.link.features.precopy_info && !saver.link.features.pending {
                 saver.link.want_precopy_flags()?;
             }
@@ -140,6 +143,7 @@ impl Saver {
         }
         if self.link.features.pending {
             let pending = self.link.pending(exact)?;
+            self.source.expect(pending.precopy());
             // Without pre-copy there is no initial data, and the server has no stream yet that could say so.
             let initial_done = pending.initial_done || self.phase == Phase::Waiting;
             return Ok(Pending {
@@ -156,7 +160,9 @@ impl Saver {
             let precopy = precopy.unwrap_or_default();
             self.estimate.asked(self.link.stop_copy_size()?, precopy);
         }
-        Ok(self.estimate.pending(self.phase == Phase::StopCopy))
+        let pending = self.estimate.pending(self.phase == Phase::StopCopy);
+        self.source.expect(pending.precopy());
+        Ok(pending)
     }
 
     /// What pre-copy still has, flags included; `None` where the device cannot tell, or does not pre-copy now.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The stream of a device that is saved, chunk by chunk: by messages, or through shared memory with reads sent
 //! ahead, so that the server fills the next slots while the caller passes one on.
+//!
+//! In pre-copy no more is read ahead than the pass is said to have: a read behind its end would begin another, and
+//! make the device look for changes again.
 
 use std::sync::Arc;
 
@@ -8,7 +11,7 @@ use vm_memory::VolatileSlice;
 use zerocopy::IntoBytes;
 
 use super::link::Link;
-use super::memory::{SLOTS, SharedMemory, to_u64};
+use super::memory::{CHUNK, SLOTS, SharedMemory, to_u64};
 use crate::Error;
 use crate::client::expect_length;
 use crate::info::size_u32;
@@ -16,9 +19,6 @@ use crate::protocol::codec::Reader;
 use crate::protocol::extension::migration::{SHM_END_OF_PRECOPY, SHM_END_OF_STREAM, ShmTransfer};
 use crate::protocol::migration::MigData;
 use crate::protocol::{Command, DecodeError};
-
-/// Longest chunk by message, in bytes.
-const MAX_CHUNK: usize = 1 << 20;
 
 /// What the next piece of the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub(super) struct Shared {
     before: usize,
     /// Reads that may be under way at a time.
     depth: usize,
+    /// Bytes that pre-copy is expected to give before there is nothing for now.
+    expected: u64,
     /// The server said that there is no more; what is under way is only collected.
     draining: bool,
 }
@@ -68,12 +70,13 @@ impl Source {
                 first: 0,
                 ahead: 0,
                 before: 0,
+                expected: 0,
                 // On the main socket a read ahead would make an access of the guest wait for it.
                 depth: if link.is_apart() { SLOTS - 1 } else { 1 },
                 draining: false,
             }),
             None => Self::Messages(Messages {
-                buffer: vec![0; link.transfer_size.min(MAX_CHUNK)],
+                buffer: vec![0; link.transfer_size.min(CHUNK)],
                 short: false,
             }),
         })
@@ -96,6 +99,13 @@ impl Source {
                     .ok_or(Error::OutOfRange { offset: 0, length })
             }
             Self::Shared(shared) => shared.memory.slot(shared.first + SLOTS - 1, 0, length),
+        }
+    }
+
+    /// What pre-copy is expected to give before there is nothing for now, in bytes. A wish, nothing more.
+    pub(super) fn expect(&mut self, bytes: u64) {
+        if let Self::Shared(shared) = self {
+            shared.expected = bytes;
         }
     }
 
@@ -158,7 +168,7 @@ impl Shared {
     fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
         loop {
             if !self.draining {
-                self.top_up(link)?;
+                self.top_up(link, stopped)?;
             } else if self.ahead == 0 {
                 self.draining = false;
                 return Ok(if stopped { Step::End } else { Step::Idle });
@@ -177,6 +187,7 @@ impl Shared {
             // What was nothing for now before the device stopped is no end after.
             self.draining |= flags != 0 && was_running != stopped;
             if length > 0 {
+                self.expected = self.expected.saturating_sub(to_u64(length));
                 return Ok(Step::Data(length));
             }
             if self.draining && stopped {
@@ -186,14 +197,18 @@ impl Shared {
         }
     }
 
-    /// Sends as many reads ahead as may be.
-    fn top_up(&mut self, link: &Link) -> Result<(), Error> {
+    /// Sends as many reads ahead as may be; one in any case.
+    fn top_up(&mut self, link: &Link, stopped: bool) -> Result<(), Error> {
         while self.ahead < self.depth {
+            let asked = to_u64(self.ahead * CHUNK);
+            if self.ahead > 0 && !stopped && asked >= self.expected {
+                break;
+            }
             let request = ShmTransfer {
                 argsz: size_u32::<ShmTransfer>(),
                 flags: 0,
                 offset: self.memory.offset(self.first + self.ahead),
-                size: to_u64(self.memory.slot_size()),
+                size: to_u64(CHUNK),
             };
             link.connection()
                 .send_ahead(Command::MigShmRead, &[request.as_bytes()])?;
@@ -205,7 +220,6 @@ impl Shared {
     /// The reply to the oldest read: bytes and flags.
     fn collect(&mut self, link: &Link) -> Result<(usize, u32), Error> {
         let offset = self.memory.offset(self.first);
-        let most = self.memory.slot_size();
         self.first += 1;
         self.ahead -= 1;
         self.before = self.before.saturating_sub(1);
@@ -215,7 +229,7 @@ impl Shared {
                 return Err(bad("mig_shm_read.offset", reply.offset));
             }
             match usize::try_from(reply.size) {
-                Ok(length) if length <= most => Ok((length, reply.flags)),
+                Ok(length) if length <= CHUNK => Ok((length, reply.flags)),
                 _ => Err(bad("mig_shm_read.size", reply.size)),
             }
         })

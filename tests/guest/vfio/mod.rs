@@ -54,7 +54,6 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-streams" => gpu::owner_streams,
         "owner-v1-faults" => gpu::owner_v1_faults,
         "owner-ctl" => gpu::owner_tool,
-        "owner-logging" => gpu::owner_logging,
         "owner-devices" => access::all_devices,
         "owner-mdev" => access::mediated,
         "owner-not-mapped" => dma::not_mapped,

@@ -85,8 +85,8 @@ boot! {
     "owner-faults" a_driver_that_fails_or_lies_harms_nobody
     "owner-v1-faults" neither_does_one_with_the_old_region
     "owner-ctl" vfio_user_ctl_migrates_saves_and_loads_devices_of_the_kernel
-    "owner-logging" what_a_device_wrote_is_told_as_it_tracked_it
     "owner-streams" a_stream_that_is_not_right_is_never_loaded
+    "gpu-quiet" the_kernel_has_nothing_to_complain_about
 }
 
 boot! {

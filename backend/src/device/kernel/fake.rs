@@ -47,6 +47,8 @@ pub(crate) struct Logging {
     pub page_size: Option<u64>,
     /// Addresses written, each told once.
     pub written: Vec<u64>,
+    /// The kernel has no way to report them.
+    pub no_bitmaps: bool,
 }
 
 /// The tables.
@@ -296,6 +298,9 @@ impl VfioFile for Fake {
     ) -> Result<(), Errno> {
         let script = &mut *self.script();
         let logging = script.logging.as_mut().ok_or(Errno::NOTTY)?;
+        if logging.no_bitmaps {
+            return Err(Errno::OPNOTSUPP);
+        }
         logging.written.retain(|at| {
             let offset = at.wrapping_sub(iova);
             if offset < length {

@@ -7,7 +7,7 @@
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use log::debug;
+use log::{debug, info};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::vfio_device_feature_dma_logging_range as LoggedRange;
 
@@ -27,9 +27,19 @@ pub(super) struct DeviceLogging {
 }
 
 impl DeviceLogging {
-    /// `None` where the driver has none.
+    /// `None` where the driver has none, and where it has but the kernel cannot report it: one built without
+    /// iommufd takes the start and answers every report with EOPNOTSUPP.
     pub(super) fn probe(vfio: &Vfio) -> Option<Self> {
-        vfio.has_logging().then(|| Self {
+        if !vfio.has_logging() {
+            return None;
+        }
+        // Nothing is logged yet: a driver that could report says so by another errno, or finds nothing.
+        let report = vfio.report_logging((0, PAGE_SIZE), PAGE_SIZE, &mut [0]);
+        if report == Err(Errno::OPNOTSUPP) {
+            info!("The device tracks what it writes, but this kernel cannot report it");
+            return None;
+        }
+        Some(Self {
             vfio: vfio.clone(),
             page: AtomicU64::new(PAGE_SIZE),
         })
@@ -151,6 +161,15 @@ mod tests {
     fn a_driver_without_it_is_told_by_the_probe() {
         let vfio = Vfio::new(Arc::new(Fake::new(Script::default())));
         assert!(DeviceLogging::probe(&vfio).is_none());
+        let no_bitmaps = Logging {
+            no_bitmaps: true,
+            ..Logging::default()
+        };
+        let vfio = Vfio::new(Arc::new(Fake::new(Script {
+            logging: Some(no_bitmaps),
+            ..Script::default()
+        })));
+        assert!(DeviceLogging::probe(&vfio).is_none());
     }
 
     #[test]
@@ -196,6 +215,7 @@ mod tests {
             max_ranges: 1,
             page_size: Some(0x1_0000),
             written: vec![0x1_2345, 0x5_0000],
+            ..Logging::default()
         });
         device.start(4096, &[0..=0xff_ffff]).unwrap();
         let map = 0..=0xff_ffff;

@@ -169,10 +169,11 @@ impl KernelDevice {
         }
         let bytes = read_config(&vfio, &regions)?;
         let config = ConfigSpace::from_device(&bytes, &sizes(&regions))?;
-        let ladder = Ladder::new(&vfio, info.reset, &bytes, group.as_ref());
+        let migration = Migration::find(&vfio, info.regions, &driver);
+        let function = info.reset || migration.driver.is_some();
+        let ladder = Ladder::new(&vfio, function, &bytes, group.as_ref());
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
-        let migration = Migration::find(&vfio, info.regions, &driver);
         let logging = DeviceLogging::probe(&vfio).map(Arc::new);
         let mut device = Self {
             vfio,
@@ -489,7 +490,9 @@ impl Device for KernelDevice {
             Ok(())
         } else {
             let config = |at, data: &[u8]| self.config_write(at, data);
-            self.ladder.reset(&self.vfio, self.group.as_ref(), config)
+            let check = || self.migration.check_running();
+            let group = self.group.as_ref();
+            self.ladder.reset(&self.vfio, group, config, check)
         };
         let cleared = self.reset_header();
         done.map_err(io_error("Resetting the device"))

@@ -5,6 +5,10 @@
 //!    a power cycle of the function, which forgets less;
 //! 2. a hot reset of the bus, when every function it hits is ours;
 //! 3. the function's way through D3hot, when that loses its state (No_Soft_Reset is 0).
+//!
+//! A reset must end a migration too, and the interface of migration knows one that does, `VFIO_DEVICE_RESET`:
+//! it is tried on devices that migrate even where the driver does not announce it (mtty). One after which the
+//! device is not running has not held.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -48,7 +52,7 @@ pub(super) struct Ladder {
 }
 
 impl Ladder {
-    /// Finds out what there is. `function` is what the kernel says of `VFIO_DEVICE_RESET`; `config` is the
+    /// Finds out what there is. `function` is whether `VFIO_DEVICE_RESET` is worth trying; `config` is the
     /// device's config space, not trusted.
     pub(super) fn new(vfio: &Vfio, function: bool, config: &[u8], group: Option<&Group>) -> Self {
         let hot = match vfio.hot_reset_info() {
@@ -79,12 +83,13 @@ impl Ladder {
         self.rungs.is_empty()
     }
 
-    /// Takes the first rung that holds. `config` writes to config space.
+    /// Takes the first rung that holds. `config` writes to config space; `check` says whether the device runs.
     pub(super) fn reset(
         &self,
         vfio: &Vfio,
         group: Option<&Group>,
         mut config: impl FnMut(u64, &[u8]) -> Result<(), Errno>,
+        check: impl Fn() -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let mut last = Errno::NOTTY;
         for rung in &self.rungs {
@@ -96,7 +101,7 @@ impl Ladder {
                 }
                 Rung::Power(at) => config(at.into(), &[3]).and_then(|()| config(at.into(), &[0])),
             };
-            match done {
+            match done.and_then(|()| check()) {
                 Ok(()) => return Ok(()),
                 Err(errno) => {
                     debug!("{rung:?} reset of the device: {errno}");
@@ -243,6 +248,30 @@ mod tests {
         assert!(!hot((DEV_ID | OWNED, vec![row(u32::MAX)]), None));
     }
 
+    /// A device that does not migrate.
+    fn runs() -> Result<(), Errno> {
+        Ok(())
+    }
+
+    #[test]
+    fn a_rung_after_which_the_device_does_not_run_has_not_held() {
+        let ours = group(7);
+        let hot = Some((0, vec![row(7)]));
+        let (fake, vfio, ladder) = ladder(true, &config(false, false), hot, Some(&ours));
+        let reset = |runs_after: usize| {
+            let check = || match fake.script().asked.len() >= runs_after {
+                true => Ok(()),
+                false => Err(Errno::IO),
+            };
+            let done = ladder.reset(&vfio, Some(&ours), |_, _| Ok(()), check);
+            (done, fake.take_asked())
+        };
+        assert_eq!(reset(1), (Ok(()), vec![Asked::Reset]));
+        let both = vec![Asked::Reset, Asked::HotReset(1)];
+        assert_eq!(reset(2), (Ok(()), both.clone()));
+        assert_eq!(reset(3), (Err(Errno::IO), both));
+    }
+
     #[test]
     fn a_rung_that_breaks_is_followed_by_the_next() {
         let ours = group(7);
@@ -254,16 +283,18 @@ mod tests {
             Ok(())
         };
         fake.script().fail = vec![(Request::Reset, Errno::IO)];
-        ladder.reset(&vfio, Some(&ours), &mut config).unwrap();
+        ladder.reset(&vfio, Some(&ours), &mut config, runs).unwrap();
         assert_eq!(fake.take_asked(), [Asked::HotReset(1)]);
         fake.script().fail = vec![
             (Request::Reset, Errno::IO),
             (Request::HotReset, Errno::PERM),
         ];
-        ladder.reset(&vfio, Some(&ours), &mut config).unwrap();
+        ladder.reset(&vfio, Some(&ours), &mut config, runs).unwrap();
         assert_eq!(written, [(0x44, vec![3]), (0x44, vec![0])]);
         fake.script().fail = vec![(Request::Reset, Errno::AGAIN); 2];
-        ladder.reset(&vfio, Some(&ours), |_, _| Ok(())).unwrap();
+        ladder
+            .reset(&vfio, Some(&ours), |_, _| Ok(()), runs)
+            .unwrap();
         assert_eq!(fake.take_asked(), [Asked::Reset], "tried again");
     }
 
@@ -271,6 +302,7 @@ mod tests {
     fn without_a_rung_there_is_no_reset() {
         let (_, vfio, ladder) = ladder(false, &[0; 256], None, None);
         assert!(ladder.is_empty());
-        assert_eq!(ladder.reset(&vfio, None, |_, _| Ok(())), Err(Errno::NOTTY));
+        let done = ladder.reset(&vfio, None, |_, _| Ok(()), runs);
+        assert_eq!(done, Err(Errno::NOTTY));
     }
 }

@@ -8,12 +8,15 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfio_user_protocol::device::{RegionCapability, SparseArea};
+use vfio_user_protocol::feature::{DmaLoggingRange, DmaLoggingReport};
 
-use super::fake::{Asked, Fake, PCI, RESET, Script};
+use super::fake::{Asked, Fake, Logging, PCI, RESET, Script};
 use super::*;
 use crate::function::Function;
 use crate::interrupts::{INTX, MSIX, REQ};
-use crate::memory::{Access, AddressSpace, Backing, Iommu, IommuError, IommuMap, MapRequest};
+use crate::memory::{
+    Access, AddressSpace, Backing, Iommu, IommuError, IommuMap, LoggingError, MapRequest,
+};
 use crate::migration::Guest;
 use crate::pci::{
     Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, GuestView, Identity, MsiX,
@@ -465,4 +468,63 @@ fn a_loaded_config_space_reaches_the_device_with_decoding_last() {
         "{writes:?}"
     );
     assert_eq!(destination.save(), saved);
+}
+
+/// START, a write of the device, an unmap, REPORT, the client's leaving: as the kernel hears of it.
+#[test]
+fn a_device_that_tracks_itself_is_asked_and_ends_with_its_client() {
+    let mut script = script();
+    script.logging = Some(Logging {
+        max_ranges: 8,
+        ..Logging::default()
+    });
+    let (fake, device) = device_with(script, BarHandoff::None);
+    let iommu = Arc::new(Diary(Arc::clone(&fake)));
+    let memory = Arc::new(AddressSpace::with_iommu(iommu, 8));
+    let function = Function::new(Arc::new(device.unwrap()), memory, &GuestView::default());
+    let function = function.unwrap();
+    assert!(function.can_log());
+    let file: OwnedFd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, 0x8000).unwrap();
+    let request = MapRequest {
+        iova: 0x10_0000,
+        size: 0x8000,
+        access: Access::READ_WRITE,
+        backing: Some(Backing { file, offset: 0 }),
+    };
+    function.memory().map(request).unwrap();
+    fake.take_asked();
+    let range = DmaLoggingRange {
+        iova: 0,
+        length: 1 << 32,
+    };
+    function.logging_start(0x1000, &[range]).unwrap();
+    let written = |at| fake.script().logging.as_mut().unwrap().written.push(at);
+    written(0x10_2345);
+    let asked = |length, page_size| DmaLoggingReport {
+        iova: 0x10_0000,
+        length,
+        page_size,
+    };
+    let report = |asked| function.logging_report(&asked).unwrap();
+    assert_eq!(report(asked(0x8000, 0x2000)), [0b10]);
+    assert_eq!(report(asked(0x8000, 0x1000)), [0]);
+    written(0x10_7fff);
+    function.memory().unmap(0x10_0000, 0x8000).unwrap();
+    assert_eq!(report(asked(0x8000, 0x1000)), [0x80]);
+    function.disconnect(false).unwrap();
+    assert_eq!(
+        function.logging_report(&asked(0x8000, 0x1000)),
+        Err(LoggingError::NotStarted)
+    );
+    let heard = fake.take_asked();
+    let start = Asked::LoggingStart(0x1000, vec![(0, 1 << 32)]);
+    let of_logging: Vec<_> = heard
+        .into_iter()
+        .filter(|asked| !matches!(asked, Asked::Write(..) | Asked::SetIrqs(..)))
+        .collect();
+    assert_eq!(
+        of_logging,
+        [start, Asked::Note("unmap"), Asked::LoggingStop]
+    );
 }

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! DMA logging: what the device wrote is reported, page by page, once.
 
-use system_tests::pci;
-use vfio_user_client::Access;
-
 use super::{
     TestGpu, check_errno,
     feature::{report, start_logging, stop_logging},
@@ -11,16 +8,7 @@ use super::{
 };
 use crate::{
     Outcome, check_eq, say,
-    vfio::{
-        backend::{Device, Launch},
-        dirty,
-        dma::map,
-        edu::Registers,
-        kernel::OpenDevice,
-        memory::SharedMemory,
-        pci::Function,
-        places::{EDU, IOVA},
-    },
+    vfio::{kernel::OpenDevice, memory::SharedMemory, places::IOVA},
 };
 
 /// The registers of the device's DMA.
@@ -104,43 +92,6 @@ pub fn logging() -> Outcome {
         libc::EINVAL,
         "a report after the end",
     )
-}
-
-/// The same through a backend, which has the device do the tracking.
-pub fn owned() -> Outcome {
-    let gpu = TestGpu::new("log")?;
-    let backend = Launch::with(&["--device", &gpu.function.path()]).attach()?;
-    backend.enable(pci::COMMAND_MEMORY | pci::COMMAND_MASTER)?;
-    let memory = SharedMemory::new(SIZE)?;
-    let size = u64::try_from(SIZE)?;
-    map(&backend, IOVA, size, Access::ReadWrite, &memory, 0)?;
-    check_eq!(dirty::start(backend.client(), 1 << 32), Ok(()), "START");
-    let bar = backend.trapped(super::BAR2);
-    let dma = |iova: u64, length: u32| -> Outcome {
-        bar.write32(DMA_IOVA, u32::try_from(iova)?)?;
-        bar.write32(DMA_LENGTH, length)?;
-        bar.write32(DMA_COMMAND, TO_MEMORY)?;
-        check_eq!(bar.read32(DMA_RESULT)?, 0, "DMA to {iova:#x}");
-        Ok(())
-    };
-    dma(IOVA + 0x2ffc, 8)?;
-    dma(IOVA + 0x9_0000, 0x2000)?;
-    let found = dirty::report(backend.client(), IOVA, size, 4096);
-    // A kernel without iommufd has no bitmaps for drivers either.
-    if Function::at(EDU)?.cdev_file()?.is_none() {
-        let found = found.map(|pages| pages.len());
-        say(&format!(
-            "DMA_LOGGING_REPORT without bitmaps in the kernel: {found:?}"
-        ));
-        return Ok(());
-    }
-    check_eq!(found?, [2, 3, 0x90, 0x91], "pages that the device wrote");
-    let again = dirty::report(backend.client(), IOVA, size, 4096)?;
-    check_eq!(again, Vec::<u64>::new(), "pages, asked again");
-    dma(IOVA + 0x1_1000, 1)?;
-    let large = dirty::report(backend.client(), IOVA, size, 0x1_0000)?;
-    check_eq!(large, [1], "pages of 64 KiB");
-    Ok(())
 }
 
 /// Has the device copy, and returns its result.

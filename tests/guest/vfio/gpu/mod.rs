@@ -24,7 +24,7 @@ use std::{
 };
 
 pub use faults::faults;
-pub use logging::{logging, owned as owner_logging};
+pub use logging::logging;
 pub use owner::{
     every_layout as owner_every_layout, every_variant as owner_every_variant, mtty as owner_mtty,
 };

@@ -22,8 +22,8 @@ use crate::transfer::{self, End, Guest, Plan};
 use crate::units::{rate, size, time};
 
 /// The link, in bytes a second, and the limit that is then met after a few passes.
-const BANDWIDTH: u64 = 256 << 20;
-const LIMIT: Duration = Duration::from_millis(20);
+const BANDWIDTH: u64 = 128 << 20;
+const LIMIT: Duration = Duration::from_millis(15);
 /// VRAM that the guest uses, and guest memory that it copies from.
 const USED: usize = 24 << 20;
 const SOURCE: usize = 8 << 20;
@@ -61,6 +61,7 @@ impl Guest for Loaded<'_, '_> {
     fn stop(&mut self) -> Result<(), Failure> {
         self.control.stop();
         let thread = self.thread.take().ok_or("The guest has stopped before")?;
+        thread.thread().unpark();
         let commands = thread.join().map_err(|_| "The guest's thread failed")??;
         self.progress.interrupts += commands;
         let mut vram = vec![0; usize::try_from(self.gpu.vram_size)?];

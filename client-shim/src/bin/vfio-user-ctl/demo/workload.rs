@@ -19,7 +19,7 @@ const REST: Duration = Duration::from_millis(2);
 /// Passes at full speed.
 const UNHURRIED: usize = 2;
 /// The rest is never longer than so many times as at full speed.
-const SLOWEST: u32 = 64;
+const SLOWEST: u32 = 2048;
 
 /// How the guest is told.
 #[derive(Debug, Default)]
@@ -68,7 +68,8 @@ pub fn run(
         for line in (at..at + PIECE).step_by(4096) {
             vram.write(line, u64::from(numbers.word()))?;
         }
-        thread::sleep(REST.saturating_mul(control.slower.load(Ordering::Relaxed).max(1)));
+        // Woken early when it is to stop.
+        thread::park_timeout(REST.saturating_mul(control.slower.load(Ordering::Relaxed).max(1)));
     }
     Ok(commands)
 }
@@ -118,7 +119,7 @@ mod tests {
         };
         assert_eq!(
             [1, 2, 3, 4, 5, 6, 1000].map(slower),
-            [1, 1, 4, 16, 64, 64, 64]
+            [1, 1, 4, 16, 64, 256, 2048]
         );
     }
 }
