@@ -193,3 +193,34 @@ fn bytes(digits: &str) -> Vec<u8> {
         .collect::<Option<_>>()
         .expect("bytes in hexadecimal")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_told_from_what_lspci_never_decodes() {
+        let complaints = |line: &str| {
+            let seen = Seen {
+                lspci: vec![line.to_owned()],
+                ..Seen::default()
+            };
+            seen.complaints().len()
+        };
+        for fine in [
+            "\tCapabilities: [b4] Vendor Specific Information: Len=14 <?>",
+            "\tCapabilities: [128 v1] Power Budgeting <?>",
+            "\tCapabilities: [68] Null",
+        ] {
+            assert_eq!(complaints(fine), 0, "{fine}");
+        }
+        for bad in [
+            "\t!!! Unknown header type 7f",
+            "\tCapabilities: [60] <chain looped>",
+            "\tCapabilities: <access denied>",
+            "\tCapabilities: [100 v1] Multicast <?>",
+        ] {
+            assert_eq!(complaints(bad), 1, "{bad}");
+        }
+    }
+}
