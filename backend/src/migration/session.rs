@@ -213,7 +213,9 @@ impl Migration {
         }
         let transfer = std::mem::take(&mut inner.transfer);
         inner.transfer = match (next, opened, transfer) {
-            (State::Resuming, Some(stream), Transfer::None) => Transfer::Loading(Sink::new(stream)),
+            (State::Resuming, Some(stream), Transfer::None) => {
+                Transfer::Loading(Sink::new(stream, driver.support().pre_copy))
+            }
             (saving, Some(stream), Transfer::None) if states::saves(saving) => {
                 Transfer::Saving(self.begin_saving(inner, driver, stream, saving, guest))
             }

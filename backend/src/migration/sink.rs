@@ -30,16 +30,16 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Begins a stream.
+    /// Begins a stream. Without `pre_copy` there is no initial data to wait for.
     #[must_use]
-    pub fn new(stream: Box<dyn DataStream>) -> Self {
+    pub fn new(stream: Box<dyn DataStream>, pre_copy: bool) -> Self {
         Self {
             stream,
             sequence: Sequence::default(),
             partial: Vec::new(),
             open: None,
             received: 0,
-            initial_done: false,
+            initial_done: !pre_copy,
             guest_state: None,
             ended: false,
             failed: None,

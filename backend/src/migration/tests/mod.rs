@@ -250,6 +250,9 @@ fn sizes_are_made_safe() {
     no_pre_copy.device.script().support = Support::default();
     let report = no_pre_copy.migration.pending(false).unwrap();
     assert!(report.initial_done, "nothing to wait for");
+    set(&no_pre_copy, Resuming).unwrap();
+    let report = no_pre_copy.migration.pending(false).unwrap();
+    assert!(report.initial_done, "at a destination neither");
     front.device.script().size = Ok(u64::MAX - 5);
     assert_eq!(front.migration.data_size().unwrap(), 0);
     let report = front.migration.pending(true).unwrap();
