@@ -31,6 +31,8 @@ pub struct ConfigSpace {
     pub(super) places: Places,
     /// In front of a real device: which bits are its own. `None` when all are composed.
     pub(super) live: Option<Vec<u8>>,
+    /// Bytes of which a write never reaches the device: they are kept here alone.
+    pub(super) withheld: Vec<std::ops::Range<usize>>,
 }
 
 impl ConfigSpace {
@@ -57,6 +59,7 @@ impl ConfigSpace {
             rom_size,
             places,
             live: None,
+            withheld: Vec::new(),
         }
     }
 
@@ -178,12 +181,12 @@ impl ConfigSpace {
         })
     }
 
-    /// Runs of bytes, within dwords, in which software can change something.
+    /// Runs of bytes, within dwords, in which software can change something that the device has too.
     #[must_use]
     pub fn written_by_software(&self) -> Vec<std::ops::Range<usize>> {
         let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
         for (at, rule) in self.rules.iter().enumerate() {
-            if rule.write == 0 {
+            if rule.write == 0 || self.is_withheld(at) {
                 continue;
             }
             match runs.last_mut() {
@@ -216,6 +219,10 @@ impl ConfigSpace {
     pub(super) fn flr_bits(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = u8> + '_ {
         let rules = self.rules.get(range).unwrap_or_default();
         rules.iter().map(|rule| rule.flr)
+    }
+
+    pub(super) fn rules_mut(&mut self) -> &mut Vec<ByteRule> {
+        &mut self.rules
     }
 
     pub(super) fn values_mut(&mut self) -> &mut [u8] {

@@ -51,6 +51,7 @@ mod register_block;
 pub mod registers;
 pub mod rom;
 mod state;
+mod virtual_register;
 mod walk;
 
 pub use bar::{Bar, BarError, BarKind, BarOffset};
