@@ -12,10 +12,11 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use vfio_user_gpu::device::Device;
 use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
-use vfio_user_gpu::function::Function;
+use vfio_user_gpu::function::{ComposeError, Function};
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
 use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
 use vfio_user_gpu::privileges::{PrivilegeError, User};
+use vfio_user_gpu::quirks::igd::OpRegionUse;
 use vfio_user_gpu::report;
 use vfio_user_gpu::sandbox::{self, SandboxError};
 use vfio_user_gpu::server::{
@@ -40,6 +41,8 @@ enum Error {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
     #[error("Endpoint")]
     Endpoint(#[from] EndpointError),
     #[error("Sandbox (--sandbox off serves without)")]
@@ -135,18 +138,24 @@ fn run(options: Options) -> Result<(), Error> {
     }
     // The user is looked up before anything is opened: a typing error must cost nothing.
     let user = options.user.as_deref().map(User::find).transpose()?;
+    let view = options.view.view();
     let opened = open(&options)?;
     if let Some(user) = user {
         user.become_for_good()?;
     }
     let (device, memory) = match opened {
         Some(opened) => {
-            let memory = AddressSpace::with_iommu(opened.iommu, DEFAULT_MAX_MAPS);
+            let mut memory = AddressSpace::with_iommu(opened.iommu, DEFAULT_MAX_MAPS);
+            if view.igd.opregion == OpRegionUse::Copy {
+                memory = memory.keeping_descriptors();
+            }
             let device = KernelDevice::new(opened.device, options.bar_handoff)?;
             (Arc::new(device) as Arc<dyn Device>, Arc::new(memory))
         }
         None => model(&options)?,
     };
+    let name = device.name();
+    let function = Arc::new(Function::new(device, memory, &view)?);
     let signals = Signals::catch()?;
     let endpoint = match (&options.socket_path, options.fd) {
         (Some(path), _) => {
@@ -160,8 +169,7 @@ fn run(options: Options) -> Result<(), Error> {
         (None, None) => return Err(Error::NoEndpoint),
     };
     // Only now: a start that fails says so in its one line.
-    info!("Serving the {}", device.name());
-    let function = Arc::new(Function::new(device, memory));
+    info!("Serving the {name}");
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
         allowed_uids: options.allow_uid,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line, as the backend program conventions of the vfio-user specification have it.
 
+mod view;
+
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -10,6 +12,7 @@ use log::LevelFilter;
 use crate::device::kernel::{BarHandoff, VfToken};
 use crate::device::model::ModelOptions;
 use crate::sandbox::Seccomp;
+pub use view::{Switch, ViewOptions};
 
 /// Owns a GPU and serves it to a virtual machine monitor over vfio-user.
 ///
@@ -84,7 +87,8 @@ pub struct Options {
     pub user: Option<String>,
 
     /// Serve the software GPU. Keys: vram=SIZE (power of two, 1M to 16G, default 64M), vram-file=PATH (keep
-    /// VRAM in this file, so that it can be looked at).
+    /// VRAM in this file, so that it can be looked at), igd=PATH (stand in the place of Intel graphics, with the
+    /// OpRegion in this file).
     #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, require_equals = true,
           default_missing_value = "")]
     pub model: Option<ModelOptions>,
@@ -116,6 +120,10 @@ pub struct Options {
     /// How much to say on stderr; RUST_LOG overrides it.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
+
+    /// What the guest sees.
+    #[command(flatten)]
+    pub view: ViewOptions,
 }
 
 /// `--on-disconnect`.

@@ -28,6 +28,7 @@ use vfio_user_gpu::{
     },
     function::Function,
     memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS},
+    pci::GuestView,
     server::Session,
 };
 use vfio_user_protocol::{Command, Request, header::NO_REPLY, version::Capabilities};
@@ -147,7 +148,8 @@ fn accesses_allocate_nothing() {
     let options = ModelOptions::default();
     let device: Arc<dyn Device> =
         Arc::new(ModelGpu::new(&options, Arc::clone(&memory)).expect("a model GPU"));
-    let function = Arc::new(Function::new(device, memory));
+    let function = Function::new(device, memory, &GuestView::default()).expect("a function");
+    let function = Arc::new(function);
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let (session, receiver) = Session::new(function, theirs, true).expect("a session");
     let server = thread::spawn(move || {

@@ -4,11 +4,15 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::device::Region;
 use crate::interrupts::{IrqInfo, IrqRequest};
 use crate::memory::{Access, CpuAccess, MapRequest};
 use crate::migration::{Guest, UNKNOWN};
+use crate::pci::GuestView;
 use crate::pci::registers::{PCI_COMMAND, PCI_STATUS};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, Msi, MsiX};
+
+mod quirks;
 
 /// What happened, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +167,8 @@ fn function() -> (Function, Arc<Log>, Arc<Recorder>) {
     let device = Arc::new(Recorder::default());
     let log = Arc::clone(&device.log);
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, 8));
-    (Function::new(Arc::clone(&device) as _, memory), log, device)
+    let function = Function::new(Arc::clone(&device) as _, memory, &GuestView::default());
+    (function.unwrap(), log, device)
 }
 
 fn enable(function: &Function) {

@@ -225,6 +225,23 @@ impl ConfigSpace {
         &mut self.rules
     }
 
+    /// Puts read-only bytes of our own at `offset`, whatever was there. What is outside is left out.
+    pub(super) fn compose_bytes(&mut self, offset: u16, bytes: &[u8]) {
+        let start = usize::from(offset);
+        for (index, &byte) in (start..).zip(bytes) {
+            if let Some(rule) = self.rules.get_mut(index) {
+                *rule = ByteRule {
+                    reset: byte,
+                    ..ByteRule::default()
+                };
+            }
+            if let Some(mask) = self.live.as_mut().and_then(|live| live.get_mut(index)) {
+                *mask = 0;
+            }
+        }
+        self.put(offset, bytes);
+    }
+
     pub(super) fn values_mut(&mut self) -> &mut [u8] {
         &mut self.values
     }

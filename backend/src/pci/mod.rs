@@ -11,7 +11,8 @@
 //! ```
 //!
 //! In front of a real device the space is an overlay instead ([`ConfigSpace::from_device`]): most bits are
-//! read from the device when the guest reads them.
+//! read from the device when the guest reads them. Before the guest sees either, what the operator chose is
+//! applied ([`GuestView`]).
 //!
 //! Everything here is a value: no I/O, no descriptors, no locks. Acting on what a guest wrote
 //! (mapping a BAR, arming an interrupt, resetting the device) is the caller's, told by [`Changes`].
@@ -46,11 +47,13 @@ mod extended_capability;
 mod layout;
 mod msix_table;
 mod overlay;
+mod overrides;
 mod range;
 mod register_block;
 pub mod registers;
 pub mod rom;
 mod state;
+mod view;
 mod virtual_register;
 mod walk;
 
@@ -64,7 +67,9 @@ pub use express::{Express, LinkSpeed};
 pub use extended_capability::{ExtendedCapability, Vsec};
 pub use msix_table::{MsixEntry, MsixTable};
 pub use overlay::{DeviceSizes, OverlayError};
+pub use overrides::{ClassCode, Id, IdentityOverrides, NumberError, VendorId};
 pub use range::OutOfRange;
 pub use register_block::{Register, RegisterBlock};
 pub use state::{BarState, Command, Identity, MsiState, MsixState, PowerState, RomState};
+pub use view::{GuestView, ViewError};
 pub use walk::{Capabilities, ExtendedCapabilities};

@@ -96,7 +96,7 @@ mod tests {
 
     fn read(space: &ConfigSpace, offset: u64) -> [u8; 4] {
         let at = usize::try_from(offset).unwrap();
-        let mut data = device()[at..at + 4].try_into().unwrap();
+        let mut data = *device()[at..].first_chunk().unwrap();
         space.compose_over(offset, &mut data).unwrap();
         data
     }

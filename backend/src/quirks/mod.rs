@@ -297,10 +297,7 @@ impl Quirks {
         let mut bytes = Vec::new();
         for quirk in &self.list {
             let saved = quirk.save();
-            let lengths = (
-                u8::try_from(quirk.name().len()),
-                u32::try_from(saved.len()),
-            );
+            let lengths = (u8::try_from(quirk.name().len()), u32::try_from(saved.len()));
             if let ((Ok(name), Ok(length)), false) = (lengths, saved.is_empty()) {
                 bytes.push(name);
                 bytes.extend_from_slice(quirk.name().as_bytes());

@@ -85,7 +85,12 @@ struct Bar0Mirror {
 
 impl Bar0Mirror {
     fn new(traits: &Traits) -> Self {
-        let mirror = Mirror::new("nvidia-bar0-88000", region::BAR0, MIRROR, traits.config_size);
+        let mirror = Mirror::new(
+            "nvidia-bar0-88000",
+            region::BAR0,
+            MIRROR,
+            traits.config_size,
+        );
         let acknowledge = traits.msi.map_or(0..0, |at| at..at + MSI_ACKNOWLEDGE);
         Self {
             mirror: mirror.acknowledged_by(acknowledge),
@@ -128,7 +133,11 @@ impl Quirk for Bar0Mirror {
         let known = (REARM < self.config_size).then_some(known);
         let repeated = self.repeats.found().iter().copied();
         let repeated = repeated.filter(|doorbell| Some(*doorbell) != known);
-        known.into_iter().chain(repeated).take(MAX_DOORBELLS).collect()
+        known
+            .into_iter()
+            .chain(repeated)
+            .take(MAX_DOORBELLS)
+            .collect()
     }
 
     fn reset(&mut self) {

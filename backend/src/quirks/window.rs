@@ -145,7 +145,10 @@ impl Quirk for ConfigWindow {
     }
 
     fn save(&self) -> Vec<u8> {
-        self.latched.iter().flat_map(|word| word.to_le_bytes()).collect()
+        self.latched
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect()
     }
 
     fn can_restore(&self, saved: &[u8]) -> bool {

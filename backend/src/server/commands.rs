@@ -33,7 +33,7 @@ use super::migration::{Granted, MigrationCommands};
 use super::refusal::Refusal;
 use super::session::{MAX_DATA, Negotiated, Session, capabilities};
 use super::twin::Twin;
-use crate::device::{ResetCause, region};
+use crate::device::ResetCause;
 use crate::interrupts::{self, INDEXES};
 use crate::memory::{Access, Backing, MapError, MapRequest};
 
@@ -221,7 +221,7 @@ impl Session {
         let info = DeviceInfo {
             argsz: size_of_u32::<DeviceInfo>(),
             flags: DEVICE_PCI | reset,
-            num_regions: region::COUNT,
+            num_regions: self.function.region_count(),
             num_irqs: INDEXES,
         };
         self.reply.payload.extend_from_slice(info.as_bytes());
@@ -230,7 +230,7 @@ impl Session {
 
     fn region_info(&mut self, asked: &RegionInfo) -> Done {
         let index = asked.index;
-        check_region_index(index)?;
+        self.check_region_index(index)?;
         let found = self.function.region(index);
         let mut info = RegionInfo {
             index,
@@ -240,8 +240,14 @@ impl Session {
         info.flags |= if found.readable { REGION_READ } else { 0 };
         info.flags |= if found.writable { REGION_WRITE } else { 0 };
         let mut capabilities = Vec::new();
+        if let Some(kind) = self.function.region_kind(index) {
+            capabilities.push(RegionCapability::Type {
+                region_type: kind.region_type,
+                subtype: kind.subtype,
+            });
+        }
         let takes_fds = self.negotiated.as_ref().is_some_and(|n| n.takes_fds);
-        if takes_fds && let Some(mapping) = self.function.device().mapping(index)? {
+        if takes_fds && let Some(mapping) = self.function.mapping(index)? {
             // In every reply, with and without capabilities: clients differ in which they look at.
             self.reply.fds.push(mapping.fd);
             info.flags |= REGION_MMAP;
@@ -258,8 +264,15 @@ impl Session {
         Ok(())
     }
 
+    fn check_region_index(&self, index: u32) -> Done {
+        if index >= self.function.region_count() {
+            return Err(bad("region index", index.into()));
+        }
+        Ok(())
+    }
+
     fn region_io_fds(&mut self, asked: &IoFds) -> Done {
-        check_region_index(asked.index)?;
+        self.check_region_index(asked.index)?;
         if self.function.region(asked.index).size == 0 {
             return Err(bad("io_fds.index", asked.index.into()));
         }
@@ -311,7 +324,7 @@ impl Session {
         if count > max {
             return Err(bad("region_read.count", access.count.into()));
         }
-        check_region_index(access.region)?;
+        self.check_region_index(access.region)?;
         self.function
             .read(access.region, access.offset, self.reply.data(count))?;
         self.reply.payload.extend_from_slice(access.as_bytes());
@@ -319,7 +332,7 @@ impl Session {
     }
 
     fn region_write(&mut self, access: &RegionAccess, data: &[u8]) -> Done {
-        check_region_index(access.region)?;
+        self.check_region_index(access.region)?;
         self.function.write(access.region, access.offset, data)?;
         self.reply.payload.extend_from_slice(access.as_bytes());
         Ok(())
@@ -330,7 +343,7 @@ impl Session {
             let bytes = write
                 .bytes()
                 .ok_or_else(|| bad("multi_write.count", write.count.into()))?;
-            check_region_index(write.region)?;
+            self.check_region_index(write.region)?;
             self.function.write(write.region, write.offset, bytes)?;
         }
         self.reply.payload.extend_from_slice(count.as_bytes());
@@ -340,13 +353,6 @@ impl Session {
 
 fn bad(field: &'static str, value: u64) -> Refusal {
     DecodeError::BadValue { field, value }.into()
-}
-
-fn check_region_index(index: u32) -> Done {
-    if index >= region::COUNT {
-        return Err(bad("region index", index.into()));
-    }
-    Ok(())
 }
 
 /// The size of a wire structure as its `argsz`.

@@ -24,8 +24,8 @@ use crate::device::{Device, Error, Mapping, Region, ResetCause, region};
 use crate::function::Function;
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
 use crate::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
-use crate::pci::ConfigSpace;
 use crate::pci::registers::{PCI_CAP_ID_MSIX, PCI_COMMAND};
+use crate::pci::{ConfigSpace, GuestView};
 
 /// Long enough for a busy machine; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -81,9 +81,10 @@ fn function_of(model: impl FnOnce(ModelGpu) -> Arc<dyn Device>) -> Arc<Function>
     let options = ModelOptions {
         vram_size: vram::MIN_SIZE,
         vram_file: None,
+        ..ModelOptions::default()
     };
     let gpu = ModelGpu::new(&options, Arc::clone(&memory)).unwrap();
-    Arc::new(Function::new(model(gpu), memory))
+    Arc::new(Function::new(model(gpu), memory, &GuestView::default()).unwrap())
 }
 
 /// A device with MSI-X enabled, as an earlier guest left it with --on-disconnect keep.

@@ -35,6 +35,7 @@ use vfio_user_gpu::{
     },
     function::Function,
     memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS},
+    pci::GuestView,
     server::Session,
 };
 use vfio_user_protocol::{
@@ -65,12 +66,13 @@ fn rig() -> &'static Rig {
         let options: ModelOptions = "vram=1M".parse().expect("options");
         let device: Arc<dyn Device> =
             Arc::new(ModelGpu::new(&options, Arc::clone(&memory)).expect("a model GPU"));
+        let function = Function::new(device, memory, &GuestView::default()).expect("a function");
         let guest = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
         ftruncate(&guest, 1 << 20).expect("a size");
         let blocking = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
         let other = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Rig {
-            function: Arc::new(Function::new(device, memory)),
+            function: Arc::new(function),
             fds: [guest, blocking, other.expect("an eventfd")],
         }
     })

@@ -22,6 +22,8 @@ pub(crate) enum Asked {
     Reset,
     /// PCI_HOT_RESET with so many group descriptors.
     HotReset(u32),
+    /// IOEVENTFD: offset, size, data, and whether an eventfd is there.
+    IoEventFd(u64, u32, u64, bool),
     /// pwrite: region, offset, bytes.
     Write(u32, u64, Vec<u8>),
     /// Told by something beside the device (the IOMMU, say).
@@ -43,6 +45,8 @@ pub(crate) struct Script {
     pub pass: usize,
     /// GET_PCI_HOT_RESET_INFO: flags and rows; ENODEV without.
     pub hot_reset: Option<(u32, Vec<[u8; 8]>)>,
+    /// Device-specific regions there are.
+    pub specific: u32,
     /// What is exported as a dma-buf.
     pub dma_buf: bool,
     /// What was asked so far.
@@ -137,7 +141,7 @@ impl VfioFile for Fake {
         }
         match request {
             Request::GetInfo => {
-                let info = [16, script.flags, region::COUNT, 5];
+                let info = [16, script.flags, region::COUNT + script.specific, 5];
                 argument.copy_from_slice(info.as_bytes());
             }
             Request::GetRegionInfo => return script.region_info(argument),
@@ -165,6 +169,18 @@ impl VfioFile for Fake {
                 let groups = word(argument, 2);
                 assert_eq!(argument.len(), 12 + 4 * groups as usize);
                 script.asked.push(Asked::HotReset(groups));
+            }
+            Request::IoEventFd => {
+                let [flags, low, high, data, data_high, fd] =
+                    [1, 2, 3, 4, 5, 6].map(|at| word(argument, at));
+                assert_eq!(argument.len(), 32);
+                let long = |low, high| u64::from(high) << 32 | u64::from(low);
+                script.asked.push(Asked::IoEventFd(
+                    long(low, high),
+                    flags,
+                    long(data, data_high),
+                    fd != u32::MAX,
+                ));
             }
             Request::Feature => return Err(Errno::NOTTY),
         }

@@ -15,7 +15,9 @@ use crate::function::Function;
 use crate::interrupts::{INTX, MSIX, REQ};
 use crate::memory::{Access, AddressSpace, Backing, Iommu, IommuError, IommuMap, MapRequest};
 use crate::migration::Guest;
-use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, MsiX};
+use crate::pci::{
+    Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, GuestView, Identity, MsiX,
+};
 use crate::server::{Endpoint, ServeOptions, Signals, serve};
 
 const READ_WRITE_MMAP: u32 = 7;
@@ -119,7 +121,8 @@ impl Iommu for Diary {
 fn function() -> (Arc<Fake>, Function) {
     let (fake, device) = device();
     let memory = AddressSpace::with_iommu(Arc::new(Diary(Arc::clone(&fake))), 8);
-    (fake, Function::new(Arc::new(device), Arc::new(memory)))
+    let function = Function::new(Arc::new(device), Arc::new(memory), &GuestView::default());
+    (fake, function.unwrap())
 }
 
 fn config_write(at: u64, data: &[u8]) -> Asked {
@@ -401,7 +404,9 @@ fn a_config_space_that_is_a_byte_short_is_filled_up() {
     let function = Function::new(
         Arc::new(device.unwrap()),
         Arc::new(AddressSpace::with_iommu(Arc::new(Diary(fake)), 8)),
+        &GuestView::default(),
     );
+    let function = function.unwrap();
     assert_eq!(function.region(region::CONFIG).size, 256);
     let mut all = [0xee; 256];
     function.read(region::CONFIG, 0, &mut all).unwrap();

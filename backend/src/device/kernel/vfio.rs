@@ -255,6 +255,22 @@ impl Vfio {
         self.file.is_mappable(exported.as_fd()).then_some(exported)
     }
 
+    /// IOEVENTFD: `data` of `size` bytes is written at an offset of the descriptor whenever the eventfd is
+    /// signalled; without one, no longer.
+    pub(super) fn set_ioeventfd(
+        &self,
+        offset: u64,
+        (size, data): (u8, u64),
+        eventfd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Errno> {
+        let fd = eventfd.map_or(-1, |fd| fd.as_raw_fd());
+        // The size is its own flag.
+        let mut argument = [0, u32::from(size)].as_bytes().to_vec();
+        argument.extend_from_slice([offset, data].as_bytes());
+        argument.extend_from_slice([fd, 0].as_bytes());
+        self.file.ioctl(Request::IoEventFd, &mut argument).map(drop)
+    }
+
     /// Reads all of `data`; a range that ends early is EIO.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
         let mut done = 0;

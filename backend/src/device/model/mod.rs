@@ -9,7 +9,7 @@
 //! | ROM | `config.rs` | an image that does nothing |
 //!
 //! `command.rs` is what the engine can do, `engine.rs` its thread, `config.rs` what it shows of itself in
-//! config space, `options.rs` what can be chosen on the command line. The config space itself, and the
+//! config space, `igd.rs` its place as Intel graphics, `options.rs` what can be chosen on the command line. The config space itself, and the
 //! MSI-X table in BAR4, are served in front of the device.
 
 pub mod bochs;
@@ -17,6 +17,7 @@ mod command;
 pub mod config;
 pub mod edid;
 mod engine;
+mod igd;
 mod options;
 pub mod registers;
 pub mod vram;
@@ -35,6 +36,7 @@ use crate::memory::AddressSpace;
 use crate::pci::{BuildError, ConfigSpace};
 use bochs::Display;
 use engine::Engine;
+use igd::Igd;
 pub use options::{ModelOptions, OptionsError};
 use vram::{Vram, VramError};
 
@@ -54,6 +56,9 @@ pub enum ModelError {
     /// Its config space cannot be composed.
     #[error("Config space of the model GPU")]
     Config(#[from] BuildError),
+    /// The file with its OpRegion cannot be read.
+    #[error("OpRegion of the model GPU")]
+    OpRegion(#[source] io::Error),
     /// Its engine's thread cannot be had.
     #[error("Thread of the model GPU's engine")]
     Thread(#[source] io::Error),
@@ -68,6 +73,7 @@ pub struct ModelGpu {
     lines: Arc<Lines>,
     config: ConfigSpace,
     rom: Vec<u8>,
+    igd: Option<Igd>,
 }
 
 impl ModelGpu {
@@ -80,14 +86,21 @@ impl ModelGpu {
             Some(path) => Vram::named(path, options.vram_size)?,
             None => Vram::anonymous(options.vram_size)?,
         });
+        let igd = options.igd.as_deref().map(Igd::open).transpose();
+        let igd = igd.map_err(ModelError::OpRegion)?;
+        let config = match igd {
+            Some(_) => igd::config_space(vram.size())?,
+            None => config::config_space(vram.size()).build()?,
+        };
         let vectors = u32::from(registers::VECTORS);
         let lines = Lines::new([1, vectors, vectors, 1, 1]);
         let engine = Engine::new(Arc::clone(&vram), memory, Arc::clone(&lines));
         Ok(Self {
             display: Mutex::new(Display::new(vram.size())),
             engine: engine.map_err(ModelError::Thread)?,
-            config: config::config_space(vram.size()).build()?,
-            rom: config::rom(),
+            rom: config::rom(&config.identity()),
+            config,
+            igd,
             vram,
             lines,
         })
@@ -174,6 +187,18 @@ impl Device for ModelGpu {
             offset: 0,
             areas: None,
         }))
+    }
+
+    fn specific(
+        &self,
+        region_type: u32,
+        subtype: u32,
+        largest: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        match &self.igd {
+            Some(igd) => igd.specific((region_type, subtype), largest),
+            None => Ok(None),
+        }
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can be chosen of the model GPU on the command line: `--model[=vram=SIZE,vram-file=PATH]`.
+//! What can be chosen of the model GPU on the command line: `--model[=vram=SIZE,vram-file=PATH,igd=PATH]`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,6 +13,8 @@ pub struct ModelOptions {
     pub vram_size: u64,
     /// The file to keep VRAM in; `None` for memory without a name. A comma cannot be part of it.
     pub vram_file: Option<PathBuf>,
+    /// The file with its OpRegion, if it is to stand in the place of Intel graphics.
+    pub igd: Option<PathBuf>,
 }
 
 impl Default for ModelOptions {
@@ -20,6 +22,7 @@ impl Default for ModelOptions {
         Self {
             vram_size: vram::DEFAULT_SIZE,
             vram_file: None,
+            igd: None,
         }
     }
 }
@@ -28,10 +31,10 @@ impl Default for ModelOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionsError {
     /// Nobody knows this key.
-    #[error("Unknown key {0:?} of the model GPU (known: vram=SIZE, vram-file=PATH)")]
+    #[error("Unknown key {0:?} of the model GPU (known: vram=SIZE, vram-file=PATH, igd=PATH)")]
     UnknownKey(String),
     /// A key without `=` and value.
-    #[error("Key {0:?} of the model GPU needs a value (vram=SIZE, vram-file=PATH)")]
+    #[error("Key {0:?} of the model GPU needs a value (vram=SIZE, vram-file=PATH, igd=PATH)")]
     NoValue(String),
     /// A key is there twice.
     #[error("Key {0:?} of the model GPU is given twice")]
@@ -46,10 +49,10 @@ impl FromStr for ModelOptions {
 
     /// Parses `key=value,...`; the empty text gives the defaults.
     fn from_str(text: &str) -> Result<Self, OptionsError> {
-        let (mut size, mut file) = (None, None);
+        let (mut size, mut file, mut igd) = (None, None, None);
         for part in text.split(',').filter(|_| !text.is_empty()) {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            if !["vram", "vram-file"].contains(&key) {
+            if !["vram", "vram-file", "igd"].contains(&key) {
                 return Err(OptionsError::UnknownKey(key.to_owned()));
             }
             if value.is_empty() {
@@ -57,6 +60,7 @@ impl FromStr for ModelOptions {
             }
             let earlier = match key {
                 "vram" => size.replace(parse_size(value)?).is_some(),
+                "igd" => igd.replace(PathBuf::from(value)).is_some(),
                 _ => file.replace(PathBuf::from(value)).is_some(),
             };
             if earlier {
@@ -66,6 +70,7 @@ impl FromStr for ModelOptions {
         Ok(Self {
             vram_size: size.unwrap_or(vram::DEFAULT_SIZE),
             vram_file: file,
+            igd,
         })
     }
 }

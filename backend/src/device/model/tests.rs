@@ -38,6 +38,7 @@ impl Rig {
         Self::with(&ModelOptions {
             vram_size: VRAM,
             vram_file: None,
+            ..ModelOptions::default()
         })
     }
 
@@ -537,6 +538,7 @@ fn a_truncated_vram_file_is_survived_and_healed_by_reset() {
     let rig = Rig::with(&ModelOptions {
         vram_size: VRAM,
         vram_file: Some(path.clone()),
+        ..ModelOptions::default()
     });
     rig.map(RAM, 1024, Access::READ_WRITE);
     let client = std::fs::File::options().write(true).open(&path).unwrap();

@@ -22,6 +22,7 @@ Examples:
   vfio-user-ctl demo
   vfio-user-ctl info /run/gpu0.sock
   vfio-user-ctl info --json /run/gpu0.sock | jq .regions
+  vfio-user-ctl info --dump opregion opregion.bin /run/gpu0.sock
   vfio-user-ctl bench --samples 100000 /run/gpu0.sock")]
 pub struct Args {
     #[command(subcommand)]
@@ -32,11 +33,24 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Show a device: identity, BARs, capabilities, regions, interrupts, in the manner of lspci -vv.
-    Info(Target),
+    Info(Info),
     /// Start a model GPU and use it: DMA both ways, interrupts, mapped VRAM, resets; check everything.
     Demo(Demo),
     /// Measure round trips: 4-byte accesses of config space, DMA_MAP with DMA_UNMAP.
     Bench(Bench),
+}
+
+/// Options of `info`.
+#[derive(Debug, Group)]
+pub struct Info {
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Write what a device-specific region holds to a file, too: opregion,
+    /// host-bridge or lpc-bridge of Intel graphics. QEMU takes the first with -fw_cfg
+    /// name=etc/igd-opregion,file=FILE.
+    #[arg(long, num_args = 2, value_names = ["REGION", "FILE"])]
+    pub dump: Option<Vec<String>>,
 }
 
 /// A server to attach to.

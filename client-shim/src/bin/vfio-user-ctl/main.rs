@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Err(error) => return report::refuse_arguments(&error),
     };
     let result = match &args.action {
-        Action::Info(target) => info::run(target),
+        Action::Info(options) => info::run(options),
         Action::Demo(options) => return demo::run(options),
         Action::Bench(options) => bench::run(options),
     };
