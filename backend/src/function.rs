@@ -13,7 +13,7 @@ use crate::device::{Device, Error, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
 use crate::memory::AddressSpace;
 use crate::migration::Migration;
-use crate::pci::{BarState, Changes, ConfigSpace, MsixState, MsixTable, PowerState};
+use crate::pci::{BarState, Changes, ConfigSpace, GuestView, MsixState, MsixTable, PowerState};
 use crate::quirks::{Context, Handled, Place, Quirks, SpecificRegion};
 use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
@@ -29,6 +29,7 @@ pub struct Function {
     migration: Migration,
     /// Behind the regions that every PCI device has.
     specific: Vec<SpecificRegion>,
+    view: GuestView,
     state: Mutex<State>,
 }
 
@@ -273,9 +274,8 @@ impl Function {
     ) -> Result<(), Error> {
         if state.config.is_live() {
             check_end(offset, data.len(), state.config.bytes().len())?;
-            for (at, piece) in state.config.forwarded(offset, data) {
-                let forwarded = state.config.without_flr(at, piece);
-                self.device.write_config(at, &forwarded)?;
+            for (at, piece) in state.config.for_device(offset, data) {
+                self.device.write_config(at, &piece)?;
             }
         }
         let changes = state

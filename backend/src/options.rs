@@ -87,8 +87,12 @@ pub struct Options {
     pub user: Option<String>,
 
     /// Serve the software GPU. Keys: vram=SIZE (power of two, 1M to 16G, default 64M), vram-file=PATH (keep
-    /// VRAM in this file, so that it can be looked at), igd=PATH (stand in the place of Intel graphics, with the
-    /// OpRegion in this file).
+    /// VRAM in this file, so that it can be looked at), igd=PATH (stand in the place of Intel graphics, with the OpRegion in this file), faults=FAULT+FAULT+... (what goes wrong when it
+    /// migrates, for tests of VMMs). Faults: no-precopy, no-p2p, zero-in-precopy (0 bytes where drivers say
+    /// ENOMSG), garbage-sizes, moving-sizes, slow-state=MS (each change of state), slow-save=MS (each read),
+    /// read-error@BYTES, write-error@BYTES, state-error=STATE (fails once), broken=STATE (leads to ERROR),
+    /// reinit@BYTES (new initial data), state-size=SIZE (more that only a stopped device gives),
+    /// dirty-rate=BYTES/S (the device changes VRAM itself).
     #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, require_equals = true,
           default_missing_value = "")]
     pub model: Option<ModelOptions>,
@@ -189,10 +193,20 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::device::model::FAULTS;
 
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_every_fault() {
+        let help = Options::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for fault in FAULTS.split(", ") {
+            assert!(help.contains(fault), "{fault}");
+        }
     }
 
     #[test]

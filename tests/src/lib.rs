@@ -33,6 +33,7 @@ pub mod eventfd;
 pub mod guest;
 pub mod initramfs;
 pub mod lane;
+pub mod migrating;
 pub mod model_gpu;
 pub mod nested_qemu;
 pub mod pattern;

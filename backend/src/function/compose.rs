@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use log::info;
+use log::{info, warn};
 
 use super::{Function, State};
 use crate::device::{Device, region};
@@ -38,8 +38,14 @@ impl Function {
         memory: Arc<AddressSpace>,
         view: &GuestView,
     ) -> Result<Self, ComposeError> {
-        let own = device.config_space().identity();
-        let mut config = view.apply(device.config_space())?;
+        let config = device.config_space();
+        for fault in config.list_faults().into_iter().flatten() {
+            warn!(
+                "The device's capability list is broken, and shown as far as it makes sense: {fault}"
+            );
+        }
+        let own = config.identity();
+        let mut config = view.apply(config)?;
         let traits = traits(&*device, own, &config);
         let igd = igd::compose(&view.igd, &traits, &*device, &mut config)?;
         let quirks = Quirks::find(&traits, igd.quirks);
@@ -70,6 +76,7 @@ impl Function {
             migration: Migration::new(Arc::clone(&device)),
             device,
             memory,
+            view: view.clone(),
             specific: igd.regions,
             state,
         })

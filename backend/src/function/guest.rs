@@ -35,6 +35,9 @@ impl Guest for Function {
         }
         identity.push("config space", format!("{} bytes", config.bytes().len()));
         identity.push("capabilities", describe_capabilities(config));
+        if let Some(clique) = self.view.nvidia_clique {
+            identity.push("NVIDIA GPUDirect clique", clique.number().to_string());
+        }
         if !config.is_live() {
             let checksum = config.fixed_checksum();
             identity.push("read-only registers", format!("checksum {checksum:08x}"));

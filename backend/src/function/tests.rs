@@ -8,7 +8,6 @@ use crate::device::Region;
 use crate::interrupts::{IrqInfo, IrqRequest};
 use crate::memory::{Access, CpuAccess, MapRequest};
 use crate::migration::{Guest, UNKNOWN};
-use crate::pci::GuestView;
 use crate::pci::registers::{PCI_COMMAND, PCI_STATUS};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, Msi, MsiX};
 

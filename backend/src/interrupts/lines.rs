@@ -2,7 +2,7 @@
 //! The interrupt lines of a device without hardware: what the kernel's VFIO does for a real one.
 //!
 //! Holds the client's eventfds, the INTx level, masks and pending bits, and decides what an event
-//! becomes: INTx, an MSI message or an MSI-X message.
+//! becomes: INTx, an MSI message or an MSI-X message. `lines/saved.rs` is what migration asks of them.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,6 +12,9 @@ use log::debug;
 use super::resample::Watcher;
 use super::signal::{prepare, signal};
 use super::{ERR, INDEXES, INTX, IrqRequest, MSI, MSIX, Vectors};
+
+mod saved;
+pub use saved::{LinesState, NoSuchLine};
 
 /// How the active interrupt mode is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +71,8 @@ struct State {
     level: bool,
     config: IrqConfig,
     delivery: Delivery,
+    /// Held by [`Lines::hold`].
+    held: bool,
 }
 
 /// The interrupt lines of one software device, shared between its threads.
@@ -90,6 +95,7 @@ impl Lines {
                 level: false,
                 config: IrqConfig::default(),
                 delivery: Delivery::default(),
+                held: false,
             }),
             resample: Mutex::new(None),
             this: this.clone(),
@@ -192,11 +198,16 @@ impl Lines {
         let Some((index, vectors)) = state.message_mode() else {
             return;
         };
+        let held = state.held;
         if let Some(line) = vector
             .checked_rem(vectors)
             .and_then(|v| state.line(index, v))
         {
-            line.fire();
+            if held {
+                line.pending = true;
+            } else {
+                line.fire();
+            }
         }
     }
 
@@ -230,10 +241,11 @@ impl Lines {
             .each(ERR, &Vectors::Range { start: 0, count: 1 }, Line::fire);
     }
 
-    /// What a device reset leaves: level low, nothing pending, nothing masked; the client's eventfds stay.
+    /// What a device reset leaves: level low, nothing pending, masked or held; the client's eventfds stay.
     pub fn reset(&self) {
         let mut state = self.state();
         state.level = false;
+        state.held = false;
         state.config = IrqConfig::default();
         for line in state.indexes.iter_mut().flatten() {
             line.pending = false;
@@ -303,7 +315,9 @@ impl State {
     /// Sends what waited, unless something else still holds it back: a mask, or for messages that their
     /// mode is not active or that bus mastering is off.
     fn release(&mut self, index: u32, vector: u32) {
-        let active = self.config.bus_master && self.message_mode().is_some_and(|m| m.0 == index);
+        let active = self.config.bus_master
+            && !self.held
+            && self.message_mode().is_some_and(|m| m.0 == index);
         if let Some(line) = self.line(index, vector)
             && line.pending
             && (active || index == INTX)
@@ -342,7 +356,8 @@ impl State {
 
     /// Fires INTx when it is asserted, enabled and not masked; firing masks it.
     fn evaluate_intx(&mut self) {
-        let held = !self.level || self.config.intx_disable || self.message_mode().is_some();
+        let held =
+            self.held || !self.level || self.config.intx_disable || self.message_mode().is_some();
         let Some(line) = self.indexes[INTX as usize].first_mut() else {
             return;
         };

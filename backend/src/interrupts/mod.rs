@@ -14,7 +14,7 @@ mod signal;
 
 use std::os::fd::OwnedFd;
 
-pub use lines::{Delivery, IrqConfig, Lines};
+pub use lines::{Delivery, IrqConfig, Lines, LinesState, NoSuchLine};
 pub(crate) use signal::{prepare, signal};
 
 /// The interrupt index of INTx (`VFIO_PCI_INTX_IRQ_INDEX` of linux/vfio.h).

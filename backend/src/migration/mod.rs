@@ -6,6 +6,7 @@
 //! | `session.rs` | [`Migration`]: the state of a device, and the stream being sent or received |
 //! | `states.rs` | the state machine of `linux/vfio.h`, pure |
 //! | `driver.rs` | what is asked of a device: [`MigrationDriver`], [`DataStream`] |
+//! | `v1/` | the region that came before, as a [`MigrationDriver`] |
 //! | `source.rs`, `sink.rs` | the sending and the receiving end of a stream |
 //! | `record.rs` | what a stream is made of, pure |
 //! | `guest.rs` | [`Guest`]: identity, and what the guest set up in front of the device |
@@ -22,6 +23,7 @@ mod session;
 mod sink;
 mod source;
 pub mod states;
+pub mod v1;
 
 pub use driver::{DataStream, MigrationDriver, PrecopyInfo, Support, Taken};
 pub use error::Error;

@@ -3,7 +3,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::pci::{ClassCode, GuestView, Id, IdentityOverrides, VendorId};
+use crate::pci::{ClassCode, Clique, GuestView, Id, IdentityOverrides, VendorId};
 use crate::quirks::igd::{IgdView, OpRegionUse};
 
 /// What the guest sees.
@@ -50,6 +50,12 @@ pub struct ViewOptions {
     /// before generation 8, 0 to 0x40 since, 0xf0 to 0xfe since generation 9).
     #[arg(long, value_name = "N", value_parser = parse_gms)]
     pub igd_gms: Option<u8>,
+
+    /// Put the GPU into this NVIDIA GPUDirect P2P clique (0 to 15): guest drivers then do peer-to-peer DMA between the
+    /// GPUs of one clique. Only for GPUs that the host can connect (one root complex, no ACS redirection between them),
+    /// and only for boards whose driver supports it: on GeForce boards peers read WRONG DATA without an error.
+    #[arg(long, value_name = "N")]
+    pub nvidia_gpudirect_clique: Option<Clique>,
 }
 
 /// `--igd-opregion`.
@@ -111,6 +117,7 @@ impl ViewOptions {
                 opregion: self.igd_opregion.into(),
                 gms: self.igd_gms,
             },
+            nvidia_clique: self.nvidia_gpudirect_clique,
         }
     }
 }

@@ -7,8 +7,8 @@
 use std::fmt;
 
 use super::{
-    Bar, Capabilities, Changes, OutOfRange, bar::BAR_COUNT, range, register_block::ByteRule,
-    registers::*,
+    Bar, Capabilities, Changes, ListFault, OutOfRange, RegisterBlock, bar::BAR_COUNT, range,
+    register_block::ByteRule, registers::*,
 };
 
 /// Where the capabilities are that have typed state.
@@ -33,6 +33,8 @@ pub struct ConfigSpace {
     pub(super) live: Option<Vec<u8>>,
     /// Bytes of which a write never reaches the device: they are kept here alone.
     pub(super) withheld: Vec<std::ops::Range<usize>>,
+    /// What was wrong with the device's lists.
+    pub(super) list_faults: [Option<ListFault>; 2],
 }
 
 impl ConfigSpace {
@@ -42,25 +44,32 @@ impl ConfigSpace {
         rom_size: Option<u32>,
     ) -> Self {
         let values: Vec<_> = rules.iter().map(|rule| rule.reset).collect();
-        let find = |wanted| {
-            Capabilities::new(&values)
-                .find(|&(id, _)| id == wanted)
-                .map(|(_, offset)| offset)
-        };
-        let places = Places {
-            pm: find(PCI_CAP_ID_PM),
-            msi: find(PCI_CAP_ID_MSI),
-            msix: find(PCI_CAP_ID_MSIX),
-        };
-        Self {
+        let mut space = Self {
             values,
             rules,
             bars,
             rom_size,
-            places,
+            places: Places::default(),
             live: None,
             withheld: Vec::new(),
-        }
+            list_faults: [None; 2],
+        };
+        space.find_places();
+        space
+    }
+
+    /// Looks the capabilities with typed state up, after the list changed.
+    pub(super) fn find_places(&mut self) {
+        let find = |wanted| {
+            Capabilities::new(&self.values)
+                .find(|&(id, _)| id == wanted)
+                .map(|(_, offset)| offset)
+        };
+        self.places = Places {
+            pm: find(PCI_CAP_ID_PM),
+            msi: find(PCI_CAP_ID_MSI),
+            msix: find(PCI_CAP_ID_MSIX),
+        };
     }
 
     /// All bytes as the guest would read them.
@@ -227,19 +236,58 @@ impl ConfigSpace {
 
     /// Puts read-only bytes of our own at `offset`, whatever was there. What is outside is left out.
     pub(super) fn compose_bytes(&mut self, offset: u16, bytes: &[u8]) {
-        let start = usize::from(offset);
-        for (index, &byte) in (start..).zip(bytes) {
-            if let Some(rule) = self.rules.get_mut(index) {
-                *rule = ByteRule {
-                    reset: byte,
-                    ..ByteRule::default()
-                };
-            }
+        for (at, &byte) in (offset..).zip(bytes) {
+            self.compose_bits(at, byte, 0xff);
+        }
+    }
+
+    /// Puts registers of our own at `offset`, whatever was there. What is outside is left out.
+    pub(super) fn compose_block(&mut self, offset: u16, block: &RegisterBlock) {
+        for (index, rule) in (usize::from(offset)..).zip(block.rules()) {
+            let (Some(old), Some(value)) = (self.rules.get_mut(index), self.values.get_mut(index))
+            else {
+                return;
+            };
+            (*old, *value) = (*rule, rule.reset);
             if let Some(mask) = self.live.as_mut().and_then(|live| live.get_mut(index)) {
                 *mask = 0;
             }
         }
-        self.put(offset, bytes);
+    }
+
+    /// Makes some bits of a byte read-only and our own.
+    pub(super) fn compose_bits(&mut self, offset: u16, value: u8, mask: u8) {
+        let index = usize::from(offset);
+        let (Some(rule), Some(now)) = (self.rules.get_mut(index), self.values.get_mut(index))
+        else {
+            return;
+        };
+        let others = |bits: u8| bits & !mask;
+        *rule = ByteRule {
+            reset: others(rule.reset) | value & mask,
+            write: others(rule.write),
+            clear: others(rule.clear),
+            sticky: others(rule.sticky),
+            flr: others(rule.flr),
+            effect: rule.effect,
+        };
+        *now = others(*now) | value & mask;
+        if let Some(live) = self.live.as_mut().and_then(|live| live.get_mut(index)) {
+            *live &= !mask;
+        }
+    }
+
+    /// A write to this byte is no concern of the device's: it exists here alone, or all of it is ours and read-only.
+    pub(super) fn is_withheld(&self, index: usize) -> bool {
+        if self.withheld.iter().any(|range| range.contains(&index)) {
+            return true;
+        }
+        let ours = self.live.as_ref().and_then(|live| live.get(index)) == Some(&0);
+        // Registers that are followed go whole.
+        let fixed = |rule: &ByteRule| {
+            rule.write | rule.clear | rule.flr == 0 && rule.effect == Changes::NONE
+        };
+        ours && self.rules.get(index).is_some_and(fixed)
     }
 
     pub(super) fn values_mut(&mut self) -> &mut [u8] {

@@ -6,18 +6,21 @@
 //! device, live   ─┐
 //!                 ├─ per-bit mask ─► what the guest reads
 //! composed bits  ─┘
-//! a guest's write ─► device (without Initiate FLR) and the bits kept here, for `Changes`
+//! a guest's write ─► device (without Initiate FLR, and without what is ours alone) and the bits kept here,
+//!                    for `Changes`
 //! ```
 //!
-//! vfio-pci virtualises BARs, power state and hidden capabilities itself; those stay live. Composed are the
-//! MSI registers it rewrites (control, address, data) and MSI-X control: what the guest programs there is
-//! acted upon here, not by the device. The bytes come from a device and are not trusted.
+//! vfio-pci virtualises BARs and power state itself; those stay live. Composed are the headers of both
+//! capability lists (`lists.rs`), the MSI registers it rewrites (control, address, data) and MSI-X control: what
+//! the guest programs there is acted upon here, not by the device. The bytes come from a device and are not
+//! trusted.
 
 use std::borrow::Cow;
 
 use super::{
-    Bar, BarError, Capabilities, Changes, ConfigSpace, OutOfRange, Register, RegisterBlock,
+    Bar, BarError, Changes, ConfigSpace, OutOfRange, Register, RegisterBlock,
     bar::{BAR_COUNT, offset as bar_offset},
+    lists::{Entry, Lists},
     range,
     registers::*,
 };
@@ -89,10 +92,13 @@ impl ConfigSpace {
             return Err(OverlayError::HeaderType(kind));
         }
         let bars = overlay.header(sizes)?;
-        overlay.capabilities();
+        let lists = Lists::of(bytes);
+        overlay.capabilities(&lists.standard);
         let rom = u32::try_from(sizes.rom).ok().filter(|size| *size > 0);
         let mut space = Self::new(overlay.block.into_rules(), bars, rom);
         space.live = Some(overlay.live);
+        space.list_faults = lists.faults;
+        space.link(&lists);
         space.refresh(bytes);
         Ok(space)
     }
@@ -118,9 +124,32 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// A write without the bits that would start a function level reset: that is for [`Changes::FLR`].
-    #[must_use]
-    pub fn without_flr<'a>(&self, offset: u64, data: &'a [u8]) -> Cow<'a, [u8]> {
+    /// The pieces of a write that are for the device, each with its offset: without bytes that are ours alone, and
+    /// without the bits that would start a function level reset, which is for [`Changes::FLR`].
+    pub fn for_device<'a>(
+        &'a self,
+        offset: u64,
+        data: &'a [u8],
+    ) -> impl Iterator<Item = (u64, Cow<'a, [u8]>)> + 'a {
+        let first = usize::try_from(offset).unwrap_or(usize::MAX);
+        let withheld = move |index: usize| self.is_withheld(first.saturating_add(index));
+        let mut rest = 0;
+        std::iter::from_fn(move || {
+            while rest < data.len() && withheld(rest) {
+                rest += 1;
+            }
+            let start = rest;
+            while rest < data.len() && !withheld(rest) {
+                rest += 1;
+            }
+            let piece = data.get(start..rest).filter(|piece| !piece.is_empty())?;
+            let at = offset.saturating_add(start as u64);
+            Some((at, self.without_flr(at, piece)))
+        })
+    }
+
+    /// A write without the bits that would start a function level reset.
+    fn without_flr<'a>(&self, offset: u64, data: &'a [u8]) -> Cow<'a, [u8]> {
         // A range that is not there has no such bits; the write itself is refused elsewhere.
         let Ok(range) = range::checked(offset, data.len(), self.bytes().len()) else {
             return Cow::Borrowed(data);
@@ -222,28 +251,17 @@ impl Overlay<'_> {
         Ok(bars)
     }
 
-    /// The first of each kind, if all of it is inside.
-    fn capabilities(&mut self) {
-        let mut seen = Vec::new();
-        for (id, at) in Capabilities::new(self.bytes) {
-            let len = match id {
-                PCI_CAP_ID_PM => PCI_PM_SIZEOF,
-                PCI_CAP_ID_MSI => PCI_MSI_MASK_64,
-                PCI_CAP_ID_MSIX => PCI_CAP_MSIX_SIZEOF,
-                PCI_CAP_ID_EXP => PCI_EXP_DEVCTL + 2,
-                PCI_CAP_ID_AF => PCI_AF_SIZEOF,
-                _ => continue,
-            };
-            if seen.contains(&id) || at + len > PCI_CFG_SPACE_SIZE {
-                continue;
-            }
-            seen.push(id);
-            match id {
-                PCI_CAP_ID_PM => self.power_management(at),
-                PCI_CAP_ID_MSI => self.msi(at),
-                PCI_CAP_ID_MSIX => self.msix(at),
-                PCI_CAP_ID_EXP => self.express(at),
-                _ => self.advanced_features(at),
+    /// Those that are followed here.
+    fn capabilities(&mut self, list: &[Entry]) {
+        for entry in list {
+            let at = entry.at;
+            match u8::try_from(entry.id) {
+                Ok(PCI_CAP_ID_PM) => self.power_management(at),
+                Ok(PCI_CAP_ID_MSI) => self.msi(at),
+                Ok(PCI_CAP_ID_MSIX) => self.msix(at),
+                Ok(PCI_CAP_ID_EXP) => self.express(at),
+                Ok(PCI_CAP_ID_AF) => self.advanced_features(at),
+                _ => {}
             }
         }
     }

@@ -186,6 +186,10 @@ impl RegisterBlock {
         self.rules[start..end].copy_from_slice(rules);
     }
 
+    pub(super) fn rules(&self) -> &[ByteRule] {
+        &self.rules
+    }
+
     pub(super) fn into_rules(self) -> Vec<ByteRule> {
         self.rules
     }

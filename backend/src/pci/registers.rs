@@ -90,22 +90,48 @@ pub const PCI_INTERRUPT_PIN: u16 = 0x3d;
 
 /// Power management.
 pub const PCI_CAP_ID_PM: u8 = 0x01;
+/// Accelerated graphics port.
+pub const PCI_CAP_ID_AGP: u8 = 0x02;
+/// Vital product data.
+pub const PCI_CAP_ID_VPD: u8 = 0x03;
 /// Message signalled interrupts.
 pub const PCI_CAP_ID_MSI: u8 = 0x05;
 /// Vendor specific.
 pub const PCI_CAP_ID_VNDR: u8 = 0x09;
+/// Subsystem ids of a bridge.
+pub const PCI_CAP_ID_SSVID: u8 = 0x0d;
 /// PCI Express.
 pub const PCI_CAP_ID_EXP: u8 = 0x10;
 /// MSI-X.
 pub const PCI_CAP_ID_MSIX: u8 = 0x11;
 /// Advanced Features of conventional PCI.
 pub const PCI_CAP_ID_AF: u8 = 0x13;
+/// No capability: holds a place in the extended list.
+pub const PCI_EXT_CAP_ID_NULL: u16 = 0x0000;
 /// Advanced error reporting.
 pub const PCI_EXT_CAP_ID_ERR: u16 = 0x0001;
 /// Device serial number.
 pub const PCI_EXT_CAP_ID_DSN: u16 = 0x0003;
 /// Vendor specific (VSEC).
 pub const PCI_EXT_CAP_ID_VNDR: u16 = 0x000b;
+/// Alternative routing ids: more than 8 functions.
+pub const PCI_EXT_CAP_ID_ARI: u16 = 0x000e;
+/// Address translation services.
+pub const PCI_EXT_CAP_ID_ATS: u16 = 0x000f;
+/// Single root I/O virtualization.
+pub const PCI_EXT_CAP_ID_SRIOV: u16 = 0x0010;
+/// Multi root I/O virtualization.
+pub const PCI_EXT_CAP_ID_MRIOV: u16 = 0x0011;
+/// Page requests.
+pub const PCI_EXT_CAP_ID_PRI: u16 = 0x0013;
+/// Resizable BARs.
+pub const PCI_EXT_CAP_ID_REBAR: u16 = 0x0015;
+/// Process address space ids.
+pub const PCI_EXT_CAP_ID_PASID: u16 = 0x001b;
+/// Designated vendor specific.
+pub const PCI_EXT_CAP_ID_DVSEC: u16 = 0x0023;
+/// Resizable BARs of virtual functions.
+pub const PCI_EXT_CAP_ID_VF_REBAR: u16 = 0x0024;
 
 // Power management
 
@@ -234,3 +260,25 @@ pub const PCI_ERR_CAP: u16 = 0x18;
 pub const PCI_ERR_HEADER_LOG: u16 = 0x1c;
 /// Bytes in the capability of an endpoint without prefix log.
 pub const PCI_ERR_SIZEOF_ENDPOINT: u16 = 0x2c;
+
+// Single root I/O virtualization
+
+/// Bytes in the capability.
+pub const PCI_EXT_CAP_SRIOV_SIZEOF: u16 = 0x40;
+
+// Resizable BARs: pairs of registers, one for each BAR
+
+/// Sizes that the BAR can have, 4 bytes: bit n is 2^(n + 16) bytes, from n = 4.
+pub const PCI_REBAR_CAP: u16 = 4;
+/// Control, 4 bytes.
+pub const PCI_REBAR_CTRL: u16 = 8;
+/// In [`PCI_REBAR_CTRL`]: the BAR.
+pub const PCI_REBAR_CTRL_BAR_IDX: u32 = 0x7;
+/// In the first [`PCI_REBAR_CTRL`]: how many BARs.
+pub const PCI_REBAR_CTRL_NBAR: u32 = 0xe0;
+/// Where [`PCI_REBAR_CTRL_NBAR`] begins.
+pub const PCI_REBAR_CTRL_NBAR_SHIFT: u32 = 5;
+/// In [`PCI_REBAR_CTRL`]: the size, 2^(n + 20) bytes.
+pub const PCI_REBAR_CTRL_BAR_SIZE: u32 = 0x3f00;
+/// Where [`PCI_REBAR_CTRL_BAR_SIZE`] begins.
+pub const PCI_REBAR_CTRL_BAR_SHIFT: u32 = 8;

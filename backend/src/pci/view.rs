@@ -2,7 +2,9 @@
 //! What the guest shall see of a device, as the operator said: applied to the composed config space once, when
 //! the function is made. Knows nothing of the command line's text beyond its numbers.
 
-use super::{ConfigSpace, IdentityOverrides};
+use super::clique::{Clique, CliqueError};
+use super::registers::PCI_CAP_ID_VNDR;
+use super::{ConfigSpace, IdentityOverrides, Policy, PolicyError};
 use crate::quirks::igd::IgdView;
 
 /// The operator's choices. The default shows the device as it is, without what no guest should drive.
@@ -14,11 +16,20 @@ pub struct GuestView {
     pub ats: bool,
     /// What is shown of Intel graphics; applied by [`crate::quirks`].
     pub igd: IgdView,
+    /// The NVIDIA GPUDirect P2P clique that the GPU is in.
+    pub nvidia_clique: Option<Clique>,
 }
 
 /// Why the guest cannot be shown that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ViewError {}
+pub enum ViewError {
+    /// It cannot be in an NVIDIA clique.
+    #[error("NVIDIA GPUDirect clique refused")]
+    Clique(#[from] CliqueError),
+    /// A capability finds no place.
+    #[error("Capabilities of the device")]
+    Policy(#[from] PolicyError),
+}
 
 impl GuestView {
     /// Makes of `config` what the guest sees.
@@ -27,6 +38,15 @@ impl GuestView {
     /// [`ViewError`]; nothing is applied by halves, since the space that went in is gone.
     pub fn apply(&self, mut config: ConfigSpace) -> Result<ConfigSpace, ViewError> {
         self.identity.apply(&mut config);
+        let mut policy = Policy::for_guests(self.ats);
+        if let Some(clique) = self.nvidia_clique {
+            // What the guest sees decides, overridden or not, since its driver sees nothing else.
+            let place = Clique::place(&config)?;
+            policy
+                .insert
+                .push((PCI_CAP_ID_VNDR, place, clique.registers()));
+        }
+        policy.apply(&mut config)?;
         Ok(config)
     }
 }

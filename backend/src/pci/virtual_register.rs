@@ -38,36 +38,6 @@ impl ConfigSpace {
         self.virtualize(register.reports(super::Changes::ROM));
         self.rom_size = size.filter(|_| mask != 0);
     }
-
-    /// The pieces of a guest's write that a device behind may see.
-    pub fn forwarded<'a>(
-        &'a self,
-        offset: u64,
-        data: &'a [u8],
-    ) -> impl Iterator<Item = (u64, &'a [u8])> {
-        let mut done = 0;
-        std::iter::from_fn(move || {
-            let is_withheld = |at: usize| {
-                let index = usize::try_from(offset).ok();
-                index
-                    .and_then(|index| index.checked_add(at))
-                    .is_some_and(|index| self.is_withheld(index))
-            };
-            while done < data.len() && is_withheld(done) {
-                done += 1;
-            }
-            let start = done;
-            while done < data.len() && !is_withheld(done) {
-                done += 1;
-            }
-            let piece = data.get(start..done).filter(|piece| !piece.is_empty())?;
-            Some((offset.saturating_add(start as u64), piece))
-        })
-    }
-
-    pub(super) fn is_withheld(&self, index: usize) -> bool {
-        self.withheld.iter().any(|range| range.contains(&index))
-    }
 }
 
 /// The smallest expansion ROM BAR (PCI 3.0, 6.2.5.2: bits 10:1 are reserved).
@@ -120,8 +90,8 @@ mod tests {
         let mut space = space();
         space.virtualize(Register::word(0x50, 0x1c1));
         let pieces = |offset, data: &[u8]| -> Vec<_> {
-            let pieces = space.forwarded(offset, data);
-            pieces.map(|(at, data)| (at, data.to_vec())).collect()
+            let pieces = space.for_device(offset, data);
+            pieces.map(|(at, data)| (at, data.into_owned())).collect()
         };
         assert_eq!(pieces(0xfc, &[1, 2, 3, 4]), []);
         assert_eq!(pieces(0x04, &[1, 2]), [(4, vec![1, 2])]);

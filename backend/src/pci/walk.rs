@@ -6,7 +6,8 @@
 //! before. The low two bits of a pointer are reserved and ignored (PCI 3.0, 6.7; PCIe 6.0, 7.6.3).
 
 use super::registers::{
-    PCI_CAPABILITY_LIST, PCI_EXT_CAP_START, PCI_STATUS, PCI_STATUS_CAP_LIST, PCI_STD_HEADER_SIZEOF,
+    PCI_CAPABILITY_LIST, PCI_EXT_CAP_ID_NULL, PCI_EXT_CAP_START, PCI_STATUS, PCI_STATUS_CAP_LIST,
+    PCI_STD_HEADER_SIZEOF,
 };
 
 /// Dwords in the largest configuration space, one bit each.
@@ -90,16 +91,21 @@ impl Iterator for ExtendedCapabilities<'_> {
     type Item = (u16, u16);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let offset = self.next & !3;
-        if offset < PCI_EXT_CAP_START || !first_visit(&mut self.visited, offset) {
-            return None;
+        loop {
+            let offset = self.next & !3;
+            if offset < PCI_EXT_CAP_START || !first_visit(&mut self.visited, offset) {
+                return None;
+            }
+            let [a, b, c, d] = bytes(self.config, offset)?;
+            self.next = u16::from_le_bytes([c, d]) >> 4;
+            match u16::from_le_bytes([a, b]) {
+                // All ones are no capability, and the end.
+                0xffff => return None,
+                // The null capability holds a place; it may lead on (PCIe 6.0, 7.9.28).
+                PCI_EXT_CAP_ID_NULL => {}
+                id => return Some((id, offset)),
+            }
         }
-        let header = u32::from_le_bytes(bytes(self.config, offset)?);
-        let [a, b, c, d] = header.to_le_bytes();
-        self.next = u16::from_le_bytes([c, d]) >> 4;
-        // Both mean that there is no capability here; only the first place of a list may say so.
-        let id = u16::from_le_bytes([a, b]);
-        (header != 0 && id != 0xffff).then_some((id, offset))
     }
 }
 
@@ -152,6 +158,11 @@ mod tests {
         config[0x200..0x204].copy_from_slice(&0x1001_000b_u32.to_le_bytes());
         assert!(ExtendedCapabilities::new(&config).eq([(3, 0x100), (0xb, 0x200)]));
         assert_eq!(ExtendedCapabilities::new(&config[..256]).count(), 0);
+        config[0x100..0x104].copy_from_slice(&0x2000_0000_u32.to_le_bytes());
+        assert!(
+            ExtendedCapabilities::new(&config).eq([(0xb, 0x200)]),
+            "past a null capability"
+        );
         config[0x100..0x104].copy_from_slice(&0xffff_ffff_u32.to_le_bytes());
         assert_eq!(ExtendedCapabilities::new(&config).count(), 0);
     }

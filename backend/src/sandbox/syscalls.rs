@@ -45,11 +45,11 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_getsockopt,        // main loop: who connects
         l::SYS_socketpair,        // VERSION: twin socket
         l::SYS_shutdown,          // ending sessions
-        l::SYS_read,              // eventfds, a refused client's header
-        l::SYS_write,             // eventfds, the log on stderr
+        l::SYS_read,              // eventfds, a refused client's header, migration data
+        l::SYS_write,             // eventfds, the log on stderr, migration data
         l::SYS_writev,            // the log on stderr
-        l::SYS_pread64,           // kernel device: regions
-        l::SYS_pwrite64,          // kernel device: regions; VRAM that cannot punch holes
+        l::SYS_pread64,           // kernel device: regions, the migration region
+        l::SYS_pwrite64,          // kernel device: the same; VRAM that cannot punch holes
         l::SYS_close,             // descriptors of a client
         l::SYS_dup,               // descriptors for a client
         l::SYS_fcntl,             // duplicating close-on-exec, seals
@@ -57,7 +57,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_fstatfs,           // whether its pages are huge
         l::SYS_statx,             // what a client passed, by the standard library
         l::SYS_newfstatat,        // the same, by the C library
-        l::SYS_lseek,             // size of what a client passed, by the standard library
+        l::SYS_lseek,             // size of what a client passed; which parts of VRAM take room
         l::SYS_memfd_create,      // VRAM for the next client
         l::SYS_ftruncate,         // its size
         l::SYS_fallocate,         // zeroing it

@@ -80,7 +80,6 @@ fn function_of(model: impl FnOnce(ModelGpu) -> Arc<dyn Device>) -> Arc<Function>
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let options = ModelOptions {
         vram_size: vram::MIN_SIZE,
-        vram_file: None,
         ..ModelOptions::default()
     };
     let gpu = ModelGpu::new(&options, Arc::clone(&memory)).unwrap();

@@ -10,8 +10,13 @@ use rustix::io::Errno;
 use vfio_user_protocol::device::{RegionCapability, RegionInfo};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::file::{Request, VfioFile};
+use super::file::{DataFile, Request, VfioFile};
 use crate::device::region;
+use crate::migration::v1::sim::Sim;
+use migration::FakeData;
+pub(crate) use migration::{Data, DataScript, Migrating};
+
+mod migration;
 
 /// What was asked, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +52,10 @@ pub(crate) struct Script {
     pub hot_reset: Option<(u32, Vec<[u8; 8]>)>,
     /// Device-specific regions there are.
     pub specific: u32,
+    /// Migration v2.
+    pub migration: Option<Migrating>,
+    /// A region, by its index, that a v1 driver has.
+    pub v1: Option<(u32, Sim)>,
     /// What is exported as a dma-buf.
     pub dma_buf: bool,
     /// What was asked so far.
@@ -67,7 +76,8 @@ pub(crate) const RESET: u32 = 1;
 
 impl Fake {
     pub(crate) fn new(script: Script) -> Self {
-        let fd = memfd_create("vfio", MemfdFlags::CLOEXEC).unwrap();
+        let file = script.v1.as_ref().and_then(|(_, sim)| sim.file());
+        let fd = file.unwrap_or_else(|| memfd_create("vfio", MemfdFlags::CLOEXEC).unwrap());
         Self {
             script: Mutex::new(script),
             fd,
@@ -163,7 +173,15 @@ impl VfioFile for Fake {
                     .asked
                     .push(Asked::SetIrqs(index, flags, start, count, fds));
             }
-            Request::Reset => script.asked.push(Asked::Reset),
+            Request::Reset => {
+                script.asked.push(Asked::Reset);
+                if let Some(migration) = &mut script.migration {
+                    migration.state = 2;
+                }
+                if let Some((_, sim)) = &script.v1 {
+                    sim.driver().reset();
+                }
+            }
             Request::GetHotResetInfo => return script.hot_reset_info(argument),
             Request::HotReset => {
                 let groups = word(argument, 2);
@@ -182,7 +200,10 @@ impl VfioFile for Fake {
                     fd != u32::MAX,
                 ));
             }
-            Request::Feature => return Err(Errno::NOTTY),
+            Request::Feature => {
+                let migration = script.migration.as_mut().ok_or(Errno::NOTTY)?;
+                return migration.feature(argument);
+            }
         }
         Ok(0)
     }
@@ -190,6 +211,9 @@ impl VfioFile for Fake {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         let (index, at) = Self::place(offset);
         let script = self.script();
+        if let Some((_, sim)) = script.v1.as_ref().filter(|(v1, _)| *v1 == index) {
+            return sim.driver().read(at as u64, data);
+        }
         let (_, bytes, _) = script.regions.get(&index).ok_or(Errno::INVAL)?;
         // Short on purpose: callers must go on.
         let count = data.len().min(7).min(bytes.len().saturating_sub(at));
@@ -200,6 +224,9 @@ impl VfioFile for Fake {
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let (index, at) = Self::place(offset);
         let mut script = self.script();
+        if let Some((_, sim)) = script.v1.as_ref().filter(|(v1, _)| *v1 == index) {
+            return sim.driver().write(at as u64, data);
+        }
         let (_, bytes, _) = script.regions.get_mut(&index).ok_or(Errno::INVAL)?;
         let count = data.len().min(bytes.len().saturating_sub(at));
         bytes[at..at + count].copy_from_slice(&data[..count]);
@@ -221,6 +248,13 @@ impl VfioFile for Fake {
         let file = memfd_create("dma-buf", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, length)?;
         Ok(file)
+    }
+
+    fn set_migration_state(&self, argument: &mut [u8]) -> Result<Option<Box<dyn DataFile>>, Errno> {
+        let mut script = self.script();
+        let migration = script.migration.as_mut().ok_or(Errno::NOTTY)?;
+        let data = migration.set_state(argument)?;
+        Ok(data.map(|data| -> Box<dyn DataFile> { Box::new(FakeData(data)) }))
     }
 
     fn is_mappable(&self, _file: BorrowedFd<'_>) -> bool {

@@ -13,10 +13,18 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT,
-    VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_MASK, VFIO_TYPE,
+    VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_MASK,
+    VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_SET, VFIO_TYPE,
 };
+use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl_expr, ioctl_with_mut_ptr};
+
+/// `VFIO_MIG_GET_PRECOPY_INFO`, of a data descriptor.
+const MIG_GET_PRECOPY_INFO: u32 = VFIO_BASE + 21;
+/// Bytes of a DEVICE_FEATURE with the data of MIG_DEVICE_STATE, and where its `data_fd` is.
+const MIG_DEVICE_STATE: usize = 16;
+const DATA_FD: usize = 12;
 
 /// A request of a device descriptor whose argument holds no address (linux/vfio.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +45,7 @@ pub enum Request {
     HotReset,
     /// `VFIO_DEVICE_IOEVENTFD`.
     IoEventFd,
-    /// `VFIO_DEVICE_FEATURE`, for features whose data holds no address.
+    /// `VFIO_DEVICE_FEATURE`, for features whose data holds no address and no new descriptor.
     Feature,
 }
 
@@ -88,8 +96,36 @@ pub trait VfioFile: Send + Sync + fmt::Debug {
     /// The errno of ioctl(2); EINVAL if the argument names another feature.
     fn export_dma_buf(&self, argument: &mut [u8]) -> Result<OwnedFd, Errno>;
 
+    /// Changes the migration state: DEVICE_FEATURE with `VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE`, SET. Returns
+    /// the data stream if that opened one. `data_fd` of the argument is not used.
+    ///
+    /// # Errors
+    /// The errno of ioctl(2); EINVAL if the argument is not that. The argument then says nothing.
+    fn set_migration_state(&self, argument: &mut [u8]) -> Result<Option<Box<dyn DataFile>>, Errno>;
+
     /// Whether one page of `file` can be mapped shared. Nothing is touched.
     fn is_mappable(&self, file: BorrowedFd<'_>) -> bool;
+}
+
+/// A migration data descriptor: read only while a device is saved, written only while it is resumed.
+pub trait DataFile: Send + fmt::Debug {
+    /// read(2).
+    ///
+    /// # Errors
+    /// Its errno.
+    fn read(&mut self, into: &VolatileSlice<'_>) -> Result<usize, Errno>;
+
+    /// write(2).
+    ///
+    /// # Errors
+    /// Its errno.
+    fn write(&mut self, from: &VolatileSlice<'_>) -> Result<usize, Errno>;
+
+    /// `VFIO_MIG_GET_PRECOPY_INFO`. `argument` begins with `argsz`, which is set here.
+    ///
+    /// # Errors
+    /// The errno of ioctl(2); EINVAL for an argument without room for `argsz`.
+    fn precopy_info(&mut self, argument: &mut [u8]) -> Result<(), Errno>;
 }
 
 /// A device descriptor of the kernel.
@@ -102,17 +138,11 @@ impl KernelFile {
     pub fn new(fd: OwnedFd) -> Self {
         Self(fd)
     }
-}
 
-impl VfioFile for KernelFile {
-    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<u32, Errno> {
-        if request == Request::Feature && has_address(argument) {
-            return Err(Errno::INVAL);
-        }
+    /// The request, whatever feature it names.
+    fn request(&self, request: Request, argument: &mut [u8]) -> Result<u32, Errno> {
         if request != Request::Reset {
-            let argsz = u32::try_from(argument.len()).map_err(|_| Errno::INVAL)?;
-            let (first, _) = argument.split_first_chunk_mut().ok_or(Errno::INVAL)?;
-            *first = argsz.to_ne_bytes();
+            set_argsz(argument)?;
         }
         // SAFETY: the requests of this enum take a structure that begins with argsz and holds no address;
         // argsz is the length of the buffer, so the kernel writes inside it, and it lives through the call.
@@ -120,6 +150,15 @@ impl VfioFile for KernelFile {
         let done =
             unsafe { ioctl_with_mut_ptr(&self.0, io_nr(request.number()), argument.as_mut_ptr()) };
         u32::try_from(done).map_err(|_| last_errno())
+    }
+}
+
+impl VfioFile for KernelFile {
+    fn ioctl(&self, request: Request, argument: &mut [u8]) -> Result<u32, Errno> {
+        if request == Request::Feature && (has_address(argument) || sets_state(argument)) {
+            return Err(Errno::INVAL);
+        }
+        self.request(request, argument)
     }
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
@@ -144,6 +183,25 @@ impl VfioFile for KernelFile {
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }
 
+    fn set_migration_state(&self, argument: &mut [u8]) -> Result<Option<Box<dyn DataFile>>, Errno> {
+        if argument.len() != MIG_DEVICE_STATE || !sets_state(argument) {
+            return Err(Errno::INVAL);
+        }
+        let (_, fd) = argument.split_at_mut(DATA_FD);
+        // A driver that answers nothing has opened nothing.
+        fd.copy_from_slice(&(-1_i32).to_ne_bytes());
+        self.request(Request::Feature, argument)?;
+        let (_, fd) = argument.split_last_chunk().ok_or(Errno::INVAL)?;
+        let number = RawFd::from_ne_bytes(*fd);
+        if number < 0 {
+            return Ok(None);
+        }
+        // SAFETY: a successful change of state returns a new descriptor that nobody else owns, or -1, which
+        // was also there before.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        Ok(Some(Box::new(KernelData(fd))))
+    }
+
     fn is_mappable(&self, file: BorrowedFd<'_>) -> bool {
         const PAGE: usize = 4096;
         let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED);
@@ -154,6 +212,45 @@ impl VfioFile for KernelFile {
     }
 }
 
+/// A data descriptor of the kernel.
+#[derive(Debug)]
+struct KernelData(OwnedFd);
+
+impl DataFile for KernelData {
+    fn read(&mut self, into: &VolatileSlice<'_>) -> Result<usize, Errno> {
+        let mut into = into.offset(0).map_err(|_| Errno::FAULT)?;
+        self.0.read_volatile(&mut into).map_err(errno_of)
+    }
+
+    fn write(&mut self, from: &VolatileSlice<'_>) -> Result<usize, Errno> {
+        self.0.write_volatile(from).map_err(errno_of)
+    }
+
+    fn precopy_info(&mut self, argument: &mut [u8]) -> Result<(), Errno> {
+        set_argsz(argument)?;
+        let number = io_nr(MIG_GET_PRECOPY_INFO);
+        // SAFETY: the request takes a structure that begins with argsz and holds no address; argsz is the
+        // length of the buffer, so the kernel writes inside it, and it lives through the call.
+        let done = unsafe { ioctl_with_mut_ptr(&self.0, number, argument.as_mut_ptr()) };
+        if done < 0 { Err(last_errno()) } else { Ok(()) }
+    }
+}
+
+fn errno_of(error: VolatileMemoryError) -> Errno {
+    match error {
+        VolatileMemoryError::IOError(error) => Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        _ => Errno::FAULT,
+    }
+}
+
+/// Every argument begins with its length.
+fn set_argsz(argument: &mut [u8]) -> Result<(), Errno> {
+    let argsz = u32::try_from(argument.len()).map_err(|_| Errno::INVAL)?;
+    let (first, _) = argument.split_first_chunk_mut().ok_or(Errno::INVAL)?;
+    *first = argsz.to_ne_bytes();
+    Ok(())
+}
+
 /// Whether the data of a DEVICE_FEATURE holds an address: the kernel would write through it.
 fn has_address(argument: &[u8]) -> bool {
     matches!(
@@ -162,10 +259,20 @@ fn has_address(argument: &[u8]) -> bool {
     )
 }
 
+/// Whether a DEVICE_FEATURE changes the migration state, which may open a descriptor.
+fn sets_state(argument: &[u8]) -> bool {
+    feature(argument) == Some(VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE)
+        && flags(argument).is_some_and(|flags| flags & VFIO_DEVICE_FEATURE_SET != 0)
+}
+
 /// The feature that the argument of a DEVICE_FEATURE names.
 fn feature(argument: &[u8]) -> Option<u32> {
+    Some(flags(argument)? & VFIO_DEVICE_FEATURE_MASK)
+}
+
+fn flags(argument: &[u8]) -> Option<u32> {
     let flags = argument.get(4..)?.first_chunk()?;
-    Some(u32::from_ne_bytes(*flags) & VFIO_DEVICE_FEATURE_MASK)
+    Some(u32::from_ne_bytes(*flags))
 }
 
 /// The ioctl number of a VFIO request: no size and no direction are encoded in it.
@@ -208,6 +315,42 @@ mod tests {
             Err(Errno::INVAL),
             "never with an address in the data"
         );
+    }
+
+    #[test]
+    fn the_state_is_set_in_one_way_only() {
+        let file = KernelFile::new(File::open("/dev/null").unwrap().into());
+        let mut argument = [0; 16];
+        argument[4..8].copy_from_slice(&(2 | VFIO_DEVICE_FEATURE_SET).to_ne_bytes());
+        let refused = file.ioctl(Request::Feature, &mut argument);
+        assert_eq!(refused, Err(Errno::INVAL), "a descriptor would be lost");
+        argument[12] = 1;
+        let tried = file.set_migration_state(&mut argument).map(drop);
+        assert_eq!(tried, Err(Errno::NOTTY));
+        assert_eq!(argument[12..], [0xff; 4], "no descriptor of the caller's");
+        for other in [&mut argument[..12], &mut [0; 16]] {
+            let refused = file.set_migration_state(other).map(drop);
+            assert_eq!(refused, Err(Errno::INVAL));
+        }
+    }
+
+    #[test]
+    fn data_goes_through_the_descriptor() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (mut read, mut write) = (KernelData(read), KernelData(write));
+        let mut data = [1, 2, 3];
+        let from = VolatileSlice::from(&mut data[..]);
+        assert_eq!(write.write(&from), Ok(3));
+        let mut back = [0; 8];
+        let into = VolatileSlice::from(&mut back[..]);
+        assert_eq!(read.read(&into), Ok(3));
+        assert_eq!(back[..4], [1, 2, 3, 0]);
+        assert_eq!(read.write(&from), Err(Errno::BADF));
+        assert_eq!(io_nr(MIG_GET_PRECOPY_INFO), 0x3b79);
+        let mut info = [0; 24];
+        assert_eq!(read.precopy_info(&mut info), Err(Errno::NOTTY));
+        assert_eq!(info[0], 24);
+        assert_eq!(read.precopy_info(&mut []), Err(Errno::INVAL));
     }
 
     #[test]

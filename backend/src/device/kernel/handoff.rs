@@ -93,7 +93,7 @@ pub(super) fn hand_over(
 
 /// The mappable parts of a region, in order: what the kernel allows, in whole pages, without the pages of
 /// `trapped`. Areas that the kernel got wrong are left out.
-fn mappable_areas(detail: &RegionDetail, trapped: &[Range<u64>]) -> Vec<Area> {
+pub(super) fn mappable_areas(detail: &RegionDetail, trapped: &[Range<u64>]) -> Vec<Area> {
     let sparse = detail.capabilities.iter().find_map(|cap| match cap {
         RegionCapability::SparseMmap(areas) => Some(areas),
         _ => None,

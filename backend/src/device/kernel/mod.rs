@@ -14,6 +14,7 @@
 //! | `handoff.rs` | which parts of BARs the client may map |
 //! | `reset.rs` | the ladder of resets |
 //! | `specific.rs` | device-specific regions, found by their type |
+//! | `migration.rs`, `migration_region.rs` | migration v2, and the region of v1 |
 //!
 //! Here: the device itself, as [`Device`]. Guest memory does not pass through it; the address space programs
 //! the IOMMU.
@@ -26,6 +27,8 @@ mod handoff;
 mod iommu;
 mod irqs;
 mod limits;
+mod migration;
+mod migration_region;
 mod open;
 mod open_error;
 mod reset;
@@ -49,17 +52,19 @@ use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO
 
 use super::{Device, Error, Mapping, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::migration::MigrationDriver;
 use crate::pci::registers::{
     PCI_BASE_ADDRESS_0, PCI_CFG_SPACE_SIZE, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_ROM_ADDRESS,
     PCI_STD_HEADER_SIZEOF,
 };
 use crate::pci::{ConfigSpace, DeviceSizes, OverlayError};
 use crate::quirks::Doorbell;
-pub use file::{KernelFile, Request, VfioFile};
+pub use file::{DataFile, KernelFile, Request, VfioFile};
 pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
 pub use iommu::HostIommu;
 use irqs::Irqs;
+use migration::Migration;
 pub use open::{Companion, Opened, VfToken, adopt, open};
 pub use open_error::OpenError;
 pub use reset::Group;
@@ -110,6 +115,8 @@ pub struct OpenDevice {
     pub group: Option<Group>,
     /// For people, such as `0000:01:00.0`.
     pub name: String,
+    /// Whose migration data it has: its driver, or the type of a mediated device; empty if not known.
+    pub driver: String,
     /// How it was come by, for people: names and values.
     pub origin: Vec<(&'static str, String)>,
 }
@@ -129,6 +136,7 @@ pub struct KernelDevice {
     handed: RwLock<Vec<Option<Handed>>>,
     specific: Vec<Specific>,
     ladder: Ladder,
+    migration: Migration,
 }
 
 impl KernelDevice {
@@ -142,6 +150,7 @@ impl KernelDevice {
             file,
             group,
             name,
+            driver,
             origin,
         } = open;
         let vfio = Vfio::new(file);
@@ -163,6 +172,7 @@ impl KernelDevice {
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let specific = specific::find(&vfio, info.regions);
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
+        let migration = Migration::find(&vfio, info.regions, &driver);
         let mut device = Self {
             vfio,
             group,
@@ -175,6 +185,7 @@ impl KernelDevice {
             handed: RwLock::new(handed),
             specific,
             ladder,
+            migration,
         };
         device.announce(handoff);
         // The first client finds what every other finds, and not where the host had the BARs.
@@ -355,6 +366,7 @@ impl Device for KernelDevice {
             (count, policy) => format!("{policy}: {count} BARs are mapped"),
         };
         let mut description = vec![("name", self.name()), ("BAR handoff", handed_over)];
+        description.push(("migration", self.migration.description.clone()));
         description.extend(self.origin.iter().cloned());
         description
     }
@@ -390,6 +402,10 @@ impl Device for KernelDevice {
         }
         let stopped = command & !PCI_COMMAND_MASTER;
         self.write(region::CONFIG, at, &stopped.to_le_bytes())
+    }
+
+    fn migration(&self) -> Option<&dyn MigrationDriver> {
+        self.migration.driver.as_deref()
     }
 
     fn release_request(&self) -> Option<BorrowedFd<'_>> {

@@ -97,6 +97,7 @@ pub fn open(roots: &Roots, text: &str, token: Option<&VfToken>) -> Result<Opened
         }
     };
     info!("Opened {name} by {by} (driver {driver}, IOMMU group {group})");
+    opened.device.driver = found.data_owner();
     opened.device.origin = vec![
         ("opened by", by),
         ("driver", driver.into()),
@@ -129,6 +130,7 @@ fn attach(name: &str, device: OwnedFd, iommufd: OwnedFd, pins: bool) -> Result<O
         file: Arc::new(KernelFile::new(device)),
         group: None,
         name: name.into(),
+        driver: String::new(),
         origin: Vec::new(),
     };
     let iommu = Arc::new(HostIommu::new(Box::new(ioas), pins));
@@ -170,6 +172,7 @@ fn open_group(
             fd: group,
         }),
         name: name.clone(),
+        driver: String::new(),
         origin: Vec::new(),
     };
     let translator = Box::new(Container::new(container_fd));
@@ -219,6 +222,7 @@ pub fn adopt(device: RawFd, companion: Companion) -> Result<Opened, OpenError> {
                 file,
                 group: None,
                 name,
+                driver: String::new(),
                 origin: Vec::new(),
             };
             Ok(Opened { device, iommu })

@@ -60,10 +60,21 @@ pub(super) struct Found {
     pub name: String,
     /// A mediated device: it pins guest memory as it needs it.
     pub mediated: bool,
+    /// What kind of mediated device, such as `mtty-1`.
+    pub mdev_type: Option<String>,
     pub driver: Option<String>,
     pub group: u32,
     pub members: Vec<Member>,
     pub route: Route,
+}
+
+impl Found {
+    /// Whose migration data a device has: its driver, or where one driver has many kinds the kind; empty if not
+    /// known.
+    pub(super) fn data_owner(&self) -> String {
+        let kind = self.mdev_type.as_ref().filter(|_| self.mediated);
+        kind.or(self.driver.as_ref()).cloned().unwrap_or_default()
+    }
 }
 
 impl Roots {
@@ -76,6 +87,7 @@ impl Roots {
         })?;
         let name = last(&path).ok_or_else(|| OpenError::Name(text.into()))?;
         let mediated = link(&path.join("subsystem")).as_deref() == Some("mdev");
+        let mdev_type = link(&path.join("mdev_type"));
         let driver = link(&path.join("driver"));
         let cdev = self.cdev(&path);
         // Without an IOMMU vfio-pci takes no device, so this is the cause to name first.
@@ -96,6 +108,7 @@ impl Roots {
         Ok(Found {
             name,
             mediated,
+            mdev_type,
             driver,
             group: number,
             members,
@@ -283,6 +296,7 @@ pub(super) mod tests {
         ] {
             let found = machine.roots().find(text).unwrap();
             assert_eq!((found.name.as_str(), found.group), (GPU, 7));
+            assert_eq!(found.data_owner(), "vfio-pci");
             assert_eq!(found.members.len(), 2);
             assert_eq!(found.members[1].driver.as_deref(), Some("snd_hda_intel"));
             let node = machine.at("dev/vfio/7");
@@ -313,8 +327,14 @@ pub(super) mod tests {
     fn mediated_devices_are_found_by_uuid() {
         let machine = Machine::new();
         machine.device("mdev", UUID, Some("vfio_mdev"), Some(9));
-        let found = machine.roots().find(UUID).unwrap();
+        let find = || machine.roots().find(UUID).unwrap();
+        let found = find();
         assert!(found.mediated && found.group == 9);
+        assert_eq!(found.data_owner(), "vfio_mdev");
+        let types = "/sys/devices/virtual/mtty/mtty/mdev_supported_types";
+        let kind = machine.at(&format!("sys/devices/mdev/{UUID}/mdev_type"));
+        symlink(format!("{types}/mtty-1"), kind).unwrap();
+        assert_eq!(find().data_owner(), "mtty-1");
     }
 
     #[test]

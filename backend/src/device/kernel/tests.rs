@@ -57,7 +57,7 @@ fn config_bytes() -> Vec<u8> {
     bytes
 }
 
-fn script() -> Script {
+pub(super) fn script() -> Script {
     let mut script = Script {
         flags: PCI | RESET,
         ..Script::default()
@@ -85,14 +85,18 @@ fn device_with(
     handoff: BarHandoff,
 ) -> (Arc<Fake>, Result<KernelDevice, KernelError>) {
     let fake = Arc::new(Fake::new(script));
-    let open = OpenDevice {
-        file: Arc::clone(&fake) as _,
+    let device = KernelDevice::new(open_with(&fake), handoff);
+    (fake, device)
+}
+
+pub(super) fn open_with(fake: &Arc<Fake>) -> OpenDevice {
+    OpenDevice {
+        file: Arc::clone(fake) as _,
         group: None,
         name: "0000:01:00.0".into(),
+        driver: String::new(),
         origin: Vec::new(),
-    };
-    let device = KernelDevice::new(open, handoff);
-    (fake, device)
+    }
 }
 
 fn device() -> (Arc<Fake>, KernelDevice) {

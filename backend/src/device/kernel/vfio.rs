@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FLAGS_PCI,
+    VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE,
+    VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2,
+    VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FLAGS_PCI,
     VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_DATA_BOOL,
     VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_DEVID_NOT_OWNED,
@@ -20,7 +22,7 @@ use vfio_user_protocol::device::{RegionCapability, RegionInfo};
 use vfio_user_protocol::irq::IrqInfo as IrqInfoBytes;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::file::{Request, VfioFile};
+use super::file::{DataFile, Request, VfioFile};
 use crate::interrupts::IrqInfo;
 
 /// No argument of the kernel is larger: bounds what a wrong size makes us allocate.
@@ -269,6 +271,61 @@ impl Vfio {
         argument.extend_from_slice([offset, data].as_bytes());
         argument.extend_from_slice([fd, 0].as_bytes());
         self.file.ioctl(Request::IoEventFd, &mut argument).map(drop)
+    }
+
+    /// The flags of FEATURE_MIGRATION; ENOTTY where the driver does not migrate.
+    pub(super) fn migration_flags(&self) -> Result<u64, Errno> {
+        self.get_u64(VFIO_DEVICE_FEATURE_MIGRATION)
+    }
+
+    /// The migration state, by its number.
+    pub(super) fn migration_state(&self) -> Result<u32, Errno> {
+        let feature = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE;
+        let mut argument: [u8; 16] = zerocopy::transmute!([0, feature, 0, u32::MAX]);
+        self.file.ioctl(Request::Feature, &mut argument)?;
+        let [.., state, _] = words::<_, 4>(&argument);
+        Ok(state)
+    }
+
+    /// Changes the migration state. After an error only [`Self::migration_state`] tells what it is.
+    pub(super) fn set_migration_state(
+        &self,
+        state: u32,
+    ) -> Result<Option<Box<dyn DataFile>>, Errno> {
+        let feature = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE;
+        let mut argument: [u8; 16] = zerocopy::transmute!([0, feature, state, u32::MAX]);
+        self.file.set_migration_state(&mut argument)
+    }
+
+    /// What a stop-copy would give, in bytes, as the driver says.
+    pub(super) fn migration_data_size(&self) -> Result<u64, Errno> {
+        self.get_u64(VFIO_DEVICE_FEATURE_MIG_DATA_SIZE)
+    }
+
+    /// Asks for flags in pre-copy information. Only of devices with PRE_COPY.
+    pub(super) fn enable_precopy_flags(&self) -> Result<(), Errno> {
+        let feature = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2;
+        let mut argument: [u8; 8] = zerocopy::transmute!([0, feature]);
+        self.file.ioctl(Request::Feature, &mut argument).map(drop)
+    }
+
+    /// GET of a feature whose data is one u64.
+    fn get_u64(&self, feature: u32) -> Result<u64, Errno> {
+        let request = [0, VFIO_DEVICE_FEATURE_GET | feature, 0, 0];
+        let mut argument: [u8; 16] = zerocopy::transmute!(request);
+        self.file.ioctl(Request::Feature, &mut argument)?;
+        let [_, value]: [u64; 2] = zerocopy::transmute!(argument);
+        Ok(value)
+    }
+
+    /// pread(2) where [`Self::read`] would go on.
+    pub(super) fn read_once(&self, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        self.file.read_at(offset, data)
+    }
+
+    /// pwrite(2) where [`Self::write`] would go on.
+    pub(super) fn write_once(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.file.write_at(offset, data)
     }
 
     /// Reads all of `data`; a range that ends early is EIO.

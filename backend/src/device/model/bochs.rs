@@ -137,6 +137,23 @@ impl Display {
         *self = Self::new(u64::from(memory) << 16);
     }
 
+    /// What the registers hold, by number, and the byte order.
+    #[must_use]
+    pub fn save(&self) -> ([u16; index::COUNT], u32) {
+        (self.dispi, self.byte_order)
+    }
+
+    /// Takes over what another display of as much VRAM [held](Self::save); `None` if no display can hold it.
+    #[must_use]
+    pub fn restore(&self, dispi: [u16; index::COUNT], byte_order: u32) -> Option<Self> {
+        let constant = |n: usize| dispi[n] == self.dispi[n];
+        let good = constant(index::ID)
+            && constant(index::VIDEO_MEMORY_64K)
+            && dispi[index::ENABLE] & !enable::ALL == 0
+            && [LITTLE_ENDIAN, BIG_ENDIAN].contains(&byte_order);
+        good.then_some(Self { dispi, byte_order })
+    }
+
     /// Reads any range; what lies outside the BAR reads as 0.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {

@@ -155,6 +155,34 @@ impl Command {
         (event, command)
     }
 
+    /// Puts the command into registers, from which [`Self::decode`] reads it.
+    pub fn encode(&self, registers: &mut Registers) {
+        let event = |vector: u32| bits::EVENT | (vector << bits::VECTOR_SHIFT);
+        let mut command = self.event.map_or(0, event);
+        let (src, fill) = match self.operation {
+            Operation::Copy(src) => {
+                command |= bits::COPY;
+                (src, 0)
+            }
+            Operation::Fill(pattern) => {
+                command |= bits::FILL;
+                (Place::Guest(0), pattern)
+            }
+        };
+        let mut address = |place, vram| match place {
+            Place::Vram(offset) => {
+                command |= vram;
+                offset
+            }
+            Place::Guest(iova) => iova,
+        };
+        registers.src = address(src, bits::SRC_VRAM);
+        registers.dst = address(self.dst, bits::DST_VRAM);
+        registers.len = self.len;
+        registers.fill = fill;
+        registers.command = command;
+    }
+
     /// Whether guest memory is accessed.
     #[must_use]
     pub fn needs_bus_master(&self) -> bool {
@@ -307,6 +335,28 @@ mod tests {
         assert!(source_unused.is_ok());
         assert_eq!(decode(0, 0, 0, 0), Err(ErrorCode::BadCommand));
         assert_eq!(decode(3, 0, 0, 0), Err(ErrorCode::BadCommand));
+    }
+
+    #[test]
+    fn a_command_survives_registers() {
+        for command in [
+            bits::COPY,
+            bits::COPY | bits::SRC_VRAM | bits::EVENT | (7 << bits::VECTOR_SHIFT),
+            bits::COPY | bits::DST_VRAM | bits::EVENT,
+            bits::FILL | bits::DST_VRAM | bits::SRC_VRAM,
+            bits::FILL | bits::EVENT | (1 << bits::VECTOR_SHIFT),
+        ] {
+            let mut registers = Registers::new(VRAM);
+            registers.write(offset::COMMAND, &command.to_le_bytes());
+            registers.write(offset::FILL, &0x1234_5678_u32.to_le_bytes());
+            for (at, value) in [(offset::SRC, 5_u64), (offset::DST, 6), (offset::LEN, 7)] {
+                registers.write(at, &value.to_le_bytes());
+            }
+            let wanted = Command::decode(&registers, VRAM);
+            let mut other = Registers::new(VRAM);
+            wanted.1.unwrap().encode(&mut other);
+            assert_eq!(Command::decode(&other, VRAM), wanted);
+        }
     }
 
     #[test]

@@ -26,9 +26,20 @@ use crate::memory::AddressSpace;
 
 /// A command under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Job {
-    command: Command,
-    done: u64,
+pub(super) struct Job {
+    /// As it was when the doorbell was heard; the registers may say something else by now.
+    pub command: Command,
+    /// Bytes moved: whole chunks.
+    pub done: u64,
+}
+
+/// What of the engine migrates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    /// The registers.
+    pub registers: Registers,
+    /// The command under way: there is one just while STATUS says BUSY.
+    pub job: Option<Job>,
 }
 
 #[derive(Debug)]
@@ -140,6 +151,31 @@ impl Engine {
     pub fn resume(&self) {
         self.shared.state().held = false;
         self.shared.changed.notify_all();
+    }
+
+    /// Does something for the device, if it is not held: nobody can hold it meanwhile. Whether it was done.
+    pub(super) fn unless_held(&self, act: impl FnOnce()) -> bool {
+        let state = self.shared.state();
+        if !state.held {
+            act();
+        }
+        !state.held
+    }
+
+    /// What a held engine is about.
+    pub(super) fn save(&self) -> Snapshot {
+        let state = self.shared.state();
+        Snapshot {
+            registers: state.registers.clone(),
+            job: state.job,
+        }
+    }
+
+    /// Makes a held engine go on with this, once it may.
+    pub(super) fn restore(&self, snapshot: Snapshot) {
+        let mut state = self.shared.state();
+        state.registers = snapshot.registers;
+        state.job = snapshot.job;
     }
 
     /// Drops the command under way and returns the registers to power-on; `also` runs while nothing moves

@@ -9,15 +9,19 @@
 //! | ROM | `config.rs` | an image that does nothing |
 //!
 //! `command.rs` is what the engine can do, `engine.rs` its thread, `config.rs` what it shows of itself in
-//! config space, `igd.rs` its place as Intel graphics, `options.rs` what can be chosen on the command line. The config space itself, and the
-//! MSI-X table in BAR4, are served in front of the device.
+//! config space, `igd.rs` its place as Intel graphics, `options.rs` what can be chosen on the command line,
+//! `faults.rs` what can be made to go wrong, `dirt.rs` one of those, `migration/` how its state is saved and
+//! loaded. The config space itself, and the MSI-X table in BAR4, are served in front of the device.
 
 pub mod bochs;
 mod command;
 pub mod config;
+mod dirt;
 pub mod edid;
 mod engine;
+mod faults;
 mod igd;
+mod migration;
 mod options;
 pub mod registers;
 pub mod vram;
@@ -33,10 +37,15 @@ use crate::interrupts::{
     Delivery, ERR, INTX, IrqConfig, IrqInfo, IrqRequest, Lines, MSI, MSIX, REQ,
 };
 use crate::memory::AddressSpace;
+use crate::migration::MigrationDriver;
 use crate::pci::{BuildError, ConfigSpace};
 use bochs::Display;
+use dirt::Dirt;
 use engine::Engine;
+pub use faults::{FAULTS, Faults, FaultsError};
 use igd::Igd;
+pub use migration::Migration;
+use migration::Parts;
 pub use options::{ModelOptions, OptionsError};
 use vram::{Vram, VramError};
 
@@ -59,18 +68,21 @@ pub enum ModelError {
     /// The file with its OpRegion cannot be read.
     #[error("OpRegion of the model GPU")]
     OpRegion(#[source] io::Error),
-    /// Its engine's thread cannot be had.
-    #[error("Thread of the model GPU's engine")]
+    /// A thread of it cannot be had.
+    #[error("Thread of the model GPU")]
     Thread(#[source] io::Error),
 }
 
-/// The software GPU. Dropping it stops its thread.
+/// The software GPU. Dropping it, and the data streams of its migrations, stops its thread.
 #[derive(Debug)]
 pub struct ModelGpu {
     vram: Arc<Vram>,
-    display: Mutex<Display>,
-    engine: Engine,
+    display: Arc<Mutex<Display>>,
+    engine: Arc<Engine>,
     lines: Arc<Lines>,
+    migration: Migration,
+    /// Works on its own, if there is one.
+    _dirt: Option<Dirt>,
     config: ConfigSpace,
     rom: Vec<u8>,
     igd: Option<Igd>,
@@ -95,9 +107,23 @@ impl ModelGpu {
         let vectors = u32::from(registers::VECTORS);
         let lines = Lines::new([1, vectors, vectors, 1, 1]);
         let engine = Engine::new(Arc::clone(&vram), memory, Arc::clone(&lines));
+        let engine = Arc::new(engine.map_err(ModelError::Thread)?);
+        let display = Arc::new(Mutex::new(Display::new(vram.size())));
+        let parts = Parts::new(
+            Arc::clone(&vram),
+            Arc::clone(&engine),
+            Arc::clone(&display),
+            Arc::clone(&lines),
+        );
+        let dirt = options.faults.dirty_rate.map(|rate| {
+            let started = Dirt::new(rate, Arc::clone(&vram), Arc::clone(&engine));
+            started.map_err(ModelError::Thread)
+        });
         Ok(Self {
-            display: Mutex::new(Display::new(vram.size())),
-            engine: engine.map_err(ModelError::Thread)?,
+            _dirt: dirt.transpose()?,
+            migration: Migration::new(parts, options.faults.clone()),
+            display,
+            engine,
             rom: config::rom(&config.identity()),
             config,
             igd,
@@ -116,16 +142,6 @@ impl ModelGpu {
     #[must_use]
     pub fn display(&self) -> Display {
         self.lock_display().clone()
-    }
-
-    /// Holds the engine between two chunks of a command: when this returns no DMA is going on.
-    pub fn quiesce(&self) {
-        self.engine.quiesce();
-    }
-
-    /// Lets the engine go on.
-    pub fn resume(&self) {
-        self.engine.resume();
     }
 
     fn lock_display(&self) -> MutexGuard<'_, Display> {
@@ -151,8 +167,19 @@ impl Device for ModelGpu {
         format!("model GPU, {} MiB", self.vram.size() >> 20)
     }
 
+    fn description(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name()),
+            ("migration", self.migration.description()),
+        ]
+    }
+
     fn config_space(&self) -> ConfigSpace {
         self.config.clone()
+    }
+
+    fn migration(&self) -> Option<&dyn MigrationDriver> {
+        Some(&self.migration)
     }
 
     fn resettable(&self) -> bool {
@@ -291,15 +318,16 @@ impl Device for ModelGpu {
         self.lines.intx_status()
     }
 
-    /// Zeroes VRAM whatever the cause; the next client gets another memory than the last.
+    /// Ends a migration, and zeroes VRAM whatever the cause; the next client gets another memory than the last.
     fn reset(&self, cause: ResetCause) -> Result<(), Error> {
-        let zeroed = self.engine.reset(|| {
+        let also = || {
             self.lock_display().reset();
             match cause {
                 ResetCause::Disconnect => self.vram.renew(),
                 ResetCause::Client | ResetCause::FunctionLevel => self.vram.zero(),
             }
-        });
+        };
+        let zeroed = self.migration.reset(|| self.engine.reset(also));
         zeroed.map_err(|error| Error::Io {
             what: "Clearing VRAM",
             source: error.into(),

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can be chosen of the model GPU on the command line: `--model[=vram=SIZE,vram-file=PATH,igd=PATH]`.
+//! What can be chosen of the model GPU on the command line:
+//! `--model[=vram=SIZE,vram-file=PATH,igd=PATH,faults=LIST]`. `faults.rs` knows the faults.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::faults::{Faults, FaultsError};
 use super::vram;
+
+/// The keys, as told to people.
+const KEYS: &str = "vram=SIZE, vram-file=PATH, faults=FAULT+FAULT+...";
 
 /// A model GPU, as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +20,8 @@ pub struct ModelOptions {
     pub vram_file: Option<PathBuf>,
     /// The file with its OpRegion, if it is to stand in the place of Intel graphics.
     pub igd: Option<PathBuf>,
+    /// What goes wrong when it migrates.
+    pub faults: Faults,
 }
 
 impl Default for ModelOptions {
@@ -23,6 +30,7 @@ impl Default for ModelOptions {
             vram_size: vram::DEFAULT_SIZE,
             vram_file: None,
             igd: None,
+            faults: Faults::default(),
         }
     }
 }
@@ -31,10 +39,10 @@ impl Default for ModelOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionsError {
     /// Nobody knows this key.
-    #[error("Unknown key {0:?} of the model GPU (known: vram=SIZE, vram-file=PATH, igd=PATH)")]
+    #[error("Unknown key {0:?} of the model GPU (known: {KEYS})")]
     UnknownKey(String),
     /// A key without `=` and value.
-    #[error("Key {0:?} of the model GPU needs a value (vram=SIZE, vram-file=PATH, igd=PATH)")]
+    #[error("Key {0:?} of the model GPU needs a value ({KEYS})")]
     NoValue(String),
     /// A key is there twice.
     #[error("Key {0:?} of the model GPU is given twice")]
@@ -42,6 +50,9 @@ pub enum OptionsError {
     /// Not a size, or not one that VRAM can have.
     #[error("VRAM size {0:?}: must be a power of two from 1M to 16G (suffixes K, M, G)")]
     Size(String),
+    /// A fault that is not one.
+    #[error(transparent)]
+    Faults(#[from] FaultsError),
 }
 
 impl FromStr for ModelOptions {
@@ -49,10 +60,10 @@ impl FromStr for ModelOptions {
 
     /// Parses `key=value,...`; the empty text gives the defaults.
     fn from_str(text: &str) -> Result<Self, OptionsError> {
-        let (mut size, mut file, mut igd) = (None, None, None);
+        let (mut size, mut file, mut faults, mut igd) = (None, None, None, None);
         for part in text.split(',').filter(|_| !text.is_empty()) {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            if !["vram", "vram-file", "igd"].contains(&key) {
+            if !["vram", "vram-file", "faults", "igd"].contains(&key) {
                 return Err(OptionsError::UnknownKey(key.to_owned()));
             }
             if value.is_empty() {
@@ -61,6 +72,7 @@ impl FromStr for ModelOptions {
             let earlier = match key {
                 "vram" => size.replace(parse_size(value)?).is_some(),
                 "igd" => igd.replace(PathBuf::from(value)).is_some(),
+                "faults" => faults.replace(value.parse()?).is_some(),
                 _ => file.replace(PathBuf::from(value)).is_some(),
             };
             if earlier {
@@ -71,12 +83,20 @@ impl FromStr for ModelOptions {
             vram_size: size.unwrap_or(vram::DEFAULT_SIZE),
             vram_file: file,
             igd,
+            faults: faults.unwrap_or_default(),
         })
     }
 }
 
 fn parse_size(text: &str) -> Result<u64, OptionsError> {
-    let error = || OptionsError::Size(text.to_owned());
+    let valid =
+        |size: &u64| size.is_power_of_two() && (vram::MIN_SIZE..=vram::MAX_SIZE).contains(size);
+    let size = parse_bytes(text).filter(valid);
+    size.ok_or_else(|| OptionsError::Size(text.to_owned()))
+}
+
+/// A number of bytes, with a suffix K, M or G or none.
+pub(super) fn parse_bytes(text: &str) -> Option<u64> {
     let shift = match text.bytes().last() {
         Some(b'k' | b'K') => 10,
         Some(b'm' | b'M') => 20,
@@ -84,18 +104,12 @@ fn parse_size(text: &str) -> Result<u64, OptionsError> {
         _ => 0,
     };
     // The suffix is ASCII, so that the cut is at a character's end.
-    let digits = &text[..text.len() - usize::from(shift > 0)];
+    let digits = text.get(..text.len().checked_sub(usize::from(shift > 0))?)?;
     // `parse` alone would take a sign.
     if !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(error());
+        return None;
     }
-    let number: u64 = digits.parse().map_err(|_| error())?;
-    let size = number.checked_mul(1 << shift).ok_or_else(error)?;
-    if size.is_power_of_two() && (vram::MIN_SIZE..=vram::MAX_SIZE).contains(&size) {
-        Ok(size)
-    } else {
-        Err(error())
-    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]
@@ -118,6 +132,9 @@ mod tests {
         let options: ModelOptions = "vram-file=/tmp/a=b,vram=2M".parse().unwrap();
         assert_eq!(options.vram_file, Some("/tmp/a=b".into()));
         assert_eq!(options.vram_size, 2 << 20);
+        let options: ModelOptions = "faults=no-p2p+reinit@4K,vram=2M".parse().unwrap();
+        assert!(options.faults.no_p2p);
+        assert_eq!(options.faults.reinit, Some(4096));
     }
 
     #[test]
@@ -150,6 +167,14 @@ mod tests {
             OptionsError::NoValue("vram-file".into())
         );
         assert_eq!(error("vram=1M,vram=2M"), OptionsError::Twice("vram".into()));
+        assert_eq!(
+            error("faults=no-p2p,faults=no-p2p"),
+            OptionsError::Twice("faults".into())
+        );
+        assert_eq!(error("faults="), OptionsError::NoValue("faults".into()));
+        let fault = error("faults=slow");
+        assert!(matches!(fault, OptionsError::Faults(_)));
+        assert!(fault.to_string().contains("known: no-precopy"), "{fault}");
         assert_eq!(error(","), OptionsError::UnknownKey(String::new()));
         assert_eq!(error("vram=1M,"), OptionsError::UnknownKey(String::new()));
     }

@@ -62,7 +62,7 @@ pub const VERSION_VALUE: u32 = 0x0001_0000;
 /// Value of CAPS.
 pub const CAPS_VALUE: u32 = caps::COPY | caps::FILL | ((VECTORS as u32) << caps::VECTORS_SHIFT);
 
-const VECTOR_BITS: u32 = (1 << VECTORS) - 1;
+pub(super) const VECTOR_BITS: u32 = (1 << VECTORS) - 1;
 
 /// Offsets of the registers in BAR4, in bytes.
 pub mod offset {
@@ -166,18 +166,18 @@ pub(super) enum Effect {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registers {
     vram_size: u64,
-    scratch: u32,
+    pub(super) scratch: u32,
     pub(super) src: u64,
     pub(super) dst: u64,
     pub(super) len: u64,
     pub(super) fill: u32,
     pub(super) command: u32,
-    status: u32,
-    completed: u64,
-    fault_address: u64,
-    fence: u32,
-    int_status: u32,
-    int_enable: u32,
+    pub(super) status: u32,
+    pub(super) completed: u64,
+    pub(super) fault_address: u64,
+    pub(super) fence: u32,
+    pub(super) int_status: u32,
+    pub(super) int_enable: u32,
 }
 
 impl Registers {

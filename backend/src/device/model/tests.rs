@@ -17,32 +17,31 @@ use super::registers::{command, offset, status};
 use super::*;
 use crate::memory::{Access, Backing, CpuAccess, DEFAULT_MAX_MAPS, MapRequest, MessageDma};
 
-const VRAM: u64 = 8 << 20;
-const RAM: u64 = 0x1_0000_0000;
+pub(super) const VRAM: u64 = 8 << 20;
+pub(super) const RAM: u64 = 0x1_0000_0000;
 /// Done, without an error.
-const DONE: u32 = status::DONE;
+pub(super) const DONE: u32 = status::DONE;
 
 const fn failed(code: registers::ErrorCode) -> u32 {
     status::DONE | status::ERROR | ((code as u32) << status::CODE_SHIFT)
 }
 
 /// A GPU with bus mastering on, every event enabled, and an eventfd on MSI-X vector 3.
-struct Rig {
-    gpu: ModelGpu,
-    memory: Arc<AddressSpace>,
+pub(super) struct Rig {
+    pub gpu: ModelGpu,
+    pub memory: Arc<AddressSpace>,
     event: OwnedFd,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(&ModelOptions {
             vram_size: VRAM,
-            vram_file: None,
             ..ModelOptions::default()
         })
     }
 
-    fn with(options: &ModelOptions) -> Self {
+    pub fn with(options: &ModelOptions) -> Self {
         let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
         let gpu = ModelGpu::new(options, Arc::clone(&memory)).unwrap();
         let event = arm(&gpu, MSIX, 3);
@@ -52,19 +51,19 @@ impl Rig {
     }
 
     /// What a driver does after a reset.
-    fn prepare(&self) {
+    pub fn prepare(&self) {
         self.bus_master(true);
         self.set(offset::INT_ENABLE, 0xff);
     }
 
-    fn bus_master(&self, bus_master: bool) {
+    pub fn bus_master(&self, bus_master: bool) {
         self.gpu.set_irq_config(IrqConfig {
             bus_master,
             ..IrqConfig::default()
         });
     }
 
-    fn map(&self, iova: u64, pages: u64, access: Access) -> OwnedFd {
+    pub fn map(&self, iova: u64, pages: u64, access: Access) -> OwnedFd {
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, pages * 4096).unwrap();
         let backing = Some(Backing {
@@ -75,7 +74,7 @@ impl Rig {
         file
     }
 
-    fn map_as(&self, iova: u64, size: u64, access: Access, backing: Option<Backing>) {
+    pub fn map_as(&self, iova: u64, size: u64, access: Access, backing: Option<Backing>) {
         let request = MapRequest {
             iova,
             size,
@@ -85,25 +84,25 @@ impl Rig {
         self.memory.map(request).unwrap();
     }
 
-    fn set(&self, offset: u64, value: u32) {
+    pub fn set(&self, offset: u64, value: u32) {
         let bytes = value.to_le_bytes();
         self.gpu.write(ENGINE_REGION, offset, &bytes).unwrap();
     }
 
-    fn get(&self, offset: u64) -> u32 {
+    pub fn get(&self, offset: u64) -> u32 {
         let mut bytes = [0; 4];
         self.gpu.read(ENGINE_REGION, offset, &mut bytes).unwrap();
         u32::from_le_bytes(bytes)
     }
 
-    fn get_wide(&self, offset: u64) -> u64 {
+    pub fn get_wide(&self, offset: u64) -> u64 {
         let mut bytes = [0; 8];
         self.gpu.read(ENGINE_REGION, offset, &mut bytes).unwrap();
         u64::from_le_bytes(bytes)
     }
 
     /// Starts a command that raises its event on vector 3.
-    fn start(&self, flags: u32, src: u64, dst: u64, len: u64) {
+    pub fn start(&self, flags: u32, src: u64, dst: u64, len: u64) {
         for (at, value) in [(offset::SRC, src), (offset::DST, dst), (offset::LEN, len)] {
             let bytes = value.to_le_bytes();
             self.gpu.write(ENGINE_REGION, at, &bytes).unwrap();
@@ -114,7 +113,7 @@ impl Rig {
     }
 
     /// Blocks until vector 3 fires.
-    fn wait(&self) {
+    pub fn wait(&self) {
         let mut count = [0; 8];
         assert_eq!(rustix::io::read(&self.event, &mut count), Ok(8));
         assert_eq!(u64::from_ne_bytes(count), 1);
@@ -122,19 +121,19 @@ impl Rig {
         self.set(offset::INT_STATUS, 8);
     }
 
-    fn run(&self, flags: u32, src: u64, dst: u64, len: u64) -> u32 {
+    pub fn run(&self, flags: u32, src: u64, dst: u64, len: u64) -> u32 {
         self.start(flags, src, dst, len);
         self.wait();
         self.get(offset::STATUS)
     }
 
-    fn fault(&self) -> (u64, u64) {
+    pub fn fault(&self) -> (u64, u64) {
         let address = self.get_wide(offset::FAULT_ADDRESS);
         (address, self.get_wide(offset::COMPLETED))
     }
 }
 
-fn arm(gpu: &ModelGpu, index: u32, vector: u32) -> OwnedFd {
+pub(super) fn arm(gpu: &ModelGpu, index: u32, vector: u32) -> OwnedFd {
     let ours = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let eventfds = vec![Some(ours.try_clone().unwrap())];
     gpu.set_irqs(IrqRequest::SetEventfds {
@@ -147,7 +146,7 @@ fn arm(gpu: &ModelGpu, index: u32, vector: u32) -> OwnedFd {
 }
 
 /// Bytes that differ from page to page.
-fn noise(len: u64) -> Vec<u8> {
+pub(super) fn noise(len: u64) -> Vec<u8> {
     let mut state = 1_u32;
     (0..len)
         .map(|_| {
@@ -157,14 +156,14 @@ fn noise(len: u64) -> Vec<u8> {
         .collect()
 }
 
-fn contents(file: &OwnedFd, offset: u64, len: u64) -> Vec<u8> {
+pub(super) fn contents(file: &OwnedFd, offset: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(len).unwrap()];
     assert_eq!(pread(file, &mut bytes, offset), Ok(bytes.len()));
     bytes
 }
 
-const TO_VRAM: u32 = command::COPY | command::DST_VRAM;
-const FROM_VRAM: u32 = command::COPY | command::SRC_VRAM;
+pub(super) const TO_VRAM: u32 = command::COPY | command::DST_VRAM;
+pub(super) const FROM_VRAM: u32 = command::COPY | command::SRC_VRAM;
 
 #[test]
 fn regions_and_interrupts_are_the_contract() {
@@ -318,15 +317,15 @@ fn dma_needs_bus_mastering() {
 
 /// Guest memory behind messages, which says when it is asked and waits to be let go on.
 #[derive(Debug)]
-struct Slow {
-    asked: AtomicU64,
+pub(super) struct Slow {
+    pub asked: AtomicU64,
     reached: SyncSender<()>,
     go_on: Mutex<Receiver<()>>,
 }
 
 impl Slow {
     /// Answers the first `held` requests only when let go on; says so each time.
-    fn install(rig: &Rig) -> (Arc<Self>, Receiver<()>, SyncSender<()>) {
+    pub fn install(rig: &Rig) -> (Arc<Self>, Receiver<()>, SyncSender<()>) {
         let (reached, reached_receiver) = sync_channel(1 << 16);
         let (go_on_sender, go_on) = sync_channel(1 << 16);
         let slow = Arc::new(Self {
@@ -445,24 +444,24 @@ fn quiesce_holds_a_command_and_resume_completes_it() {
     let rig = Rig::new();
     rig.map(RAM, 1024, Access::READ_WRITE);
     let len = 4 * CHUNK;
-    rig.gpu.quiesce();
+    rig.gpu.engine.quiesce();
     rig.start(TO_VRAM, RAM, 0, len);
     assert_eq!(rig.get(offset::STATUS), status::BUSY);
     assert_eq!(rig.get_wide(offset::COMPLETED), 0);
-    rig.gpu.resume();
+    rig.gpu.engine.resume();
     rig.wait();
     assert_eq!(rig.get_wide(offset::COMPLETED), len);
     // While it runs: whatever was moved when it is held, no more is until it is let go.
     rig.start(TO_VRAM, RAM, 0, len);
-    rig.gpu.quiesce();
+    rig.gpu.engine.quiesce();
     let held_at = rig.get_wide(offset::COMPLETED);
     thread::yield_now();
     assert_eq!(rig.get_wide(offset::COMPLETED), held_at);
-    rig.gpu.resume();
+    rig.gpu.engine.resume();
     rig.wait();
     assert_eq!(rig.get(offset::STATUS), DONE);
     // A held command does not outlive a reset.
-    rig.gpu.quiesce();
+    rig.gpu.engine.quiesce();
     rig.start(TO_VRAM, RAM, 0, len);
     rig.gpu.reset(ResetCause::Disconnect).unwrap();
     rig.prepare();

@@ -6,13 +6,14 @@
 //! [`Vram::zero`].
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{
-    FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, fallocate, fcntl_add_seals,
-    fstat, ftruncate, memfd_create, open,
+    FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, fallocate,
+    fcntl_add_seals, fstat, ftruncate, memfd_create, open, seek,
 };
 use rustix::io::{Errno, pwrite};
 use vm_memory::VolatileSlice;
@@ -28,6 +29,8 @@ pub const DEFAULT_SIZE: u64 = 64 << 20;
 
 /// Bytes written at once where holes cannot be punched.
 const ZERO_CHUNK: usize = 1 << 20;
+/// Bytes of a unit of `st_blocks` (stat(2)).
+const BLOCK: u64 = 512;
 
 /// Why VRAM cannot be had, or not cleared.
 #[derive(Debug, thiserror::Error)]
@@ -221,14 +224,60 @@ impl Vram {
         if memory.mapping.lost_within(0, all).is_some() {
             memory.mapping = Mapping::new(memory.file.as_fd(), 0, self.size, Access::READ_WRITE)?;
         }
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&memory.file, punch, 0, self.size) {
-            Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP) => {
-                write_zeros(&memory.file, self.size).map_err(refused("writing zeros"))
-            }
-            Err(errno) => Err(refused("punching a hole")(errno)),
+        memory.zero(0..self.size)
+    }
+
+    /// Makes a range 0 and gives its room back.
+    ///
+    /// # Errors
+    /// Not inside (EINVAL), or what the operating system says; the contents are then unknown.
+    pub fn zero_range(&self, offset: u64, length: u64) -> Result<(), VramError> {
+        let end = offset.checked_add(length).filter(|end| *end <= self.size);
+        let end = end.ok_or_else(|| refused("zeroing a range")(Errno::INVAL))?;
+        self.memory().zero(offset..end)
+    }
+
+    /// About how many bytes take room.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn allocated(&self) -> Result<u64, VramError> {
+        let status = fstat(&self.memory().file).map_err(refused("fstat"))?;
+        let blocks = u64::try_from(status.st_blocks).unwrap_or(0);
+        Ok(blocks.saturating_mul(BLOCK).min(self.size))
+    }
+
+    /// Visits the parts that take room, in order; all else is zero. What is touched meanwhile may be missed.
+    ///
+    /// Moves the position of the file, which is the client's too. Nobody needs it: the file is mapped.
+    ///
+    /// # Errors
+    /// The file was found truncated (EIO), or what the operating system says.
+    pub fn for_each_allocated(&self, mut visit: impl FnMut(Range<u64>)) -> Result<(), VramError> {
+        let file = &self.memory().file;
+        let status = fstat(file).map_err(refused("fstat"))?;
+        if u64::try_from(status.st_size).map_or(true, |size| size < self.size) {
+            return Err(refused("its file was truncated")(Errno::IO));
         }
+        let mut at = 0;
+        while at < self.size {
+            let start = match seek(file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break,
+                Err(errno) => return Err(refused("looking for data")(errno)),
+            };
+            let end = match seek(file, SeekFrom::Hole(start)) {
+                // A hole that was punched in between must not make this loop for ever.
+                Ok(end) => end.max(start.saturating_add(1)),
+                Err(Errno::NXIO) => break,
+                Err(errno) => return Err(refused("looking for a hole")(errno)),
+            };
+            if start < self.size {
+                visit(start..end.min(self.size));
+            }
+            at = end;
+        }
+        Ok(())
     }
 
     /// Zeros for another client: one that kept its descriptor or mapping has no part in them. (A named file
@@ -250,6 +299,18 @@ impl Memory {
         let mapping = Mapping::new(file.as_fd(), 0, size, Access::READ_WRITE)?;
         Ok(Self { file, mapping })
     }
+
+    fn zero(&self, range: Range<u64>) -> Result<(), VramError> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let length = range.end.saturating_sub(range.start);
+        match fallocate(&self.file, punch, range.start, length) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => {
+                write_zeros(&self.file, range).map_err(refused("writing zeros"))
+            }
+            Err(errno) => Err(refused("punching a hole")(errno)),
+        }
+    }
 }
 
 /// A memfd whose size nobody can change.
@@ -264,11 +325,11 @@ fn sealed_memfd(size: u64) -> Result<OwnedFd, VramError> {
 }
 
 /// For file systems that cannot punch holes.
-fn write_zeros(file: &OwnedFd, size: u64) -> Result<(), Errno> {
+fn write_zeros(file: &OwnedFd, range: Range<u64>) -> Result<(), Errno> {
     let zeros = vec![0; ZERO_CHUNK];
-    let mut offset = 0;
-    while offset < size {
-        let rest = usize::try_from(size - offset).unwrap_or(ZERO_CHUNK);
+    let mut offset = range.start;
+    while offset < range.end {
+        let rest = usize::try_from(range.end - offset).unwrap_or(ZERO_CHUNK);
         match pwrite(file, &zeros[..rest.min(ZERO_CHUNK)], offset) {
             Ok(0) => return Err(Errno::IO),
             Ok(written) => offset += written as u64,
@@ -442,10 +503,32 @@ mod tests {
     fn zeros_can_be_written_too() {
         let vram = Vram::anonymous(4 * MIN_SIZE).unwrap();
         vram.write(4 * MIN_SIZE - 1, &[9]).unwrap();
-        write_zeros(&vram.share().unwrap(), 4 * MIN_SIZE).unwrap();
+        write_zeros(&vram.share().unwrap(), 0..4 * MIN_SIZE).unwrap();
         let mut byte = [1];
         vram.read(4 * MIN_SIZE - 1, &mut byte).unwrap();
         assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn what_takes_room_is_found_and_ranges_are_given_back() {
+        let vram = Vram::anonymous(1 << 30).unwrap();
+        let extents = || {
+            let mut found = Vec::new();
+            vram.for_each_allocated(|range| found.push(range)).unwrap();
+            found
+        };
+        assert_eq!(extents(), []);
+        vram.write(0x1_0000, &[1; 0x2000]).unwrap();
+        vram.write((1 << 30) - 1, &[1]).unwrap();
+        assert_eq!(extents(), [0x1_0000..0x1_2000, (1 << 30) - 0x1000..1 << 30]);
+        assert_eq!(vram.allocated().unwrap(), 0x3000);
+        vram.zero_range(0x1_1000, 0x8000).unwrap();
+        assert_eq!(vram.allocated().unwrap(), 0x2000);
+        for (offset, length) in [(1 << 30, 1), (0, (1 << 30) + 1), (u64::MAX, 2)] {
+            assert!(vram.zero_range(offset, length).is_err());
+        }
+        vram.zero().unwrap();
+        assert_eq!(extents(), []);
     }
 
     #[test]

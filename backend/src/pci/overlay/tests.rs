@@ -121,17 +121,39 @@ fn what_a_guest_writes_is_followed() {
 fn initiate_flr_is_reported_and_not_forwarded() {
     let (_, mut space) = overlay();
     let control = 0xa0 + u64::from(PCI_EXP_DEVCTL);
-    assert_eq!(*space.without_flr(control, &[0x1f, 0x88]), [0x1f, 0x08]);
-    let plain = space.without_flr(control, &[0x1f, 0x08]);
+    let only = |offset, data: &[u8]| {
+        let mut pieces = space.for_device(offset, data);
+        let (at, piece) = pieces.next().unwrap();
+        assert_eq!((at, pieces.next()), (offset, None));
+        piece.into_owned()
+    };
+    assert_eq!(only(control, &[0x1f, 0x88]), [0x1f, 0x08]);
+    let plain = space.for_device(control, &[0x1f, 0x08]).next();
     assert!(
-        matches!(plain, Cow::Borrowed([0x1f, 0x08])),
+        matches!(plain, Some((_, Cow::Borrowed([0x1f, 0x08])))),
         "nothing to take out, nothing copied"
     );
+    assert_eq!(only(control - 1, &[9, 0x1f, 0x88]), [9, 0x1f, 0x08]);
     assert_eq!(
-        *space.without_flr(control - 1, &[9, 0x1f, 0x88]),
-        [9, 0x1f, 0x08]
+        space.for_device(9999, &[1, 2]).count(),
+        1,
+        "refused elsewhere"
     );
     assert!(space.write(control, &[0x1f, 0x88]).unwrap().flr());
+}
+
+#[test]
+fn what_is_ours_alone_does_not_reach_the_device() {
+    let (_, space) = overlay();
+    let pieces = |offset, data: &[u8]| -> Vec<_> {
+        let pieces = space.for_device(offset, data);
+        pieces.map(|(at, piece)| (at, piece.into_owned())).collect()
+    };
+    // Id and next pointer of MSI, then its control.
+    assert_eq!(pieces(MSI_AT.into(), &[1, 2, 3, 4]), [(0x62, vec![3, 4])]);
+    // The end of the header, with the list head in the middle.
+    assert_eq!(pieces(0x33, &[1, 2, 3]), [(0x33, vec![1]), (0x35, vec![3])]);
+    assert_eq!(pieces(0x60, &[9]), []);
 }
 
 #[test]
@@ -179,7 +201,9 @@ proptest! {
         bytes[6] |= 0x10;
         if let Ok(mut space) = ConfigSpace::from_device(&bytes, &sizes) {
             for (offset, data) in writes {
-                let _ = space.without_flr(offset, &data);
+                for (at, piece) in space.for_device(offset, &data) {
+                    prop_assert!(at >= offset && at + piece.len() as u64 <= offset + 4);
+                }
                 let _ = space.write(offset, &data);
             }
             space.reset();

@@ -16,6 +16,7 @@ fn found(members: &[(&str, Option<&str>)]) -> Found {
     Found {
         name: GPU.into(),
         mediated: false,
+        mdev_type: None,
         driver: Some("vfio-pci".into()),
         group: 7,
         members: members.collect(),

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What migration data costs beyond moving it: the backend beside a bare peer that sends as much from memory of
+//! the same size, and beside the same reads done in this process. Alternating in one run, all on one core; the
+//! ratio is what counts.
+//!
+//! `cargo bench -p system-tests --bench migration`
+
+use std::env;
+use std::hint::black_box;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use vfio_user_protocol::deframer::Frame;
+use vfio_user_protocol::device::RegionInfo;
+use vfio_user_protocol::extension::migration::{MIG_SHM, MigShm, SHM_END_OF_STREAM, ShmTransfer};
+use vfio_user_protocol::feature::{DeviceState, Feature, MIG_DEVICE_STATE, SET};
+use vfio_user_protocol::migration::{MigData, MigrationState};
+use vfio_user_protocol::transport::{Receiver, Sender, split};
+use vfio_user_protocol::version::{Capabilities, Extension, Version};
+use vfio_user_protocol::{Command as Message, Header, Request, extension};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Device memory on either side.
+const DEVICE: usize = 1 << 30;
+/// Bytes of one read.
+const PIECE: usize = 1 << 20;
+/// Reads of one batch; batches of the two sides alternate.
+const BATCH: usize = 32;
+/// Batches of each side; together they stay within the device's memory.
+const ROUNDS: usize = 25;
+/// Slots of shared memory, as many as are asked for ahead.
+const SLOTS: usize = 2;
+
+fn main() {
+    if let Some(fd) = env::var_os("MIGRATION_PEER") {
+        let number = fd.to_str().and_then(|fd| fd.parse().ok());
+        // SAFETY: the parent made this descriptor for us and names it once.
+        let fd = unsafe { OwnedFd::from_raw_fd(number.expect("a descriptor number")) };
+        return bare_peer(UnixStream::from(fd));
+    }
+    pin();
+    println!("{ROUNDS} x {BATCH} reads of 1 MiB each, alternating, one core; medians");
+    over_the_socket();
+    through_shared_memory();
+}
+
+fn over_the_socket() {
+    let mut server = Backend::spawn();
+    server.negotiate();
+    server.fill();
+    let mut bare = Peer::spawn(
+        Command::new(env::current_exe().expect("own path")),
+        "MIGRATION_PEER",
+    );
+    server.set_state(MigrationState::StopCopy);
+    let ask = u32::try_from(PIECE).expect("a size");
+    let data = MigData {
+        argsz: ask + 8,
+        size: ask,
+    };
+    let (mut ours, mut theirs) = (0, 0);
+    compare(
+        "MIG_DATA_READ, 1 MiB",
+        "bare socket peer",
+        ">= 0.85",
+        || {
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                let request = Request::MigDataRead(data);
+                ours += server.peer.call(&request, None).len() - size_of::<MigData>();
+            }
+            start.elapsed()
+        },
+        || {
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                let request = Request::MigDataRead(data);
+                theirs += bare.call(&request, None).len() - size_of::<MigData>();
+            }
+            start.elapsed()
+        },
+    );
+    assert_eq!(ours, theirs, "the device had less than it should");
+}
+
+fn through_shared_memory() {
+    let mut server = Backend::spawn();
+    server.negotiate();
+    server.fill();
+    let shared = memfd(SLOTS * PIECE);
+    let shm = MigShm {
+        argsz: 16,
+        flags: 0,
+        size: (SLOTS * PIECE) as u64,
+    };
+    server
+        .peer
+        .call(&Request::MigShm(shm), Some(shared.as_fd()));
+    server.set_state(MigrationState::StopCopy);
+
+    let device = memfd(DEVICE);
+    scribble(device.as_fd(), DEVICE);
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    compare(
+        "mig_shm, 1 MiB",
+        "same read(), and its checksum",
+        ">= 0.95",
+        || server.shared_batch(),
+        || {
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                read_at(&device, &mut buffer, &mut at);
+                black_box(crc32fast::hash(&buffer));
+            }
+            start.elapsed()
+        },
+    );
+    server.set_state(MigrationState::Running);
+    server.set_state(MigrationState::StopCopy);
+    at = 0;
+    compare(
+        "mig_shm, 1 MiB",
+        "same read() without checksum",
+        "-",
+        || server.shared_batch(),
+        || {
+            let start = Instant::now();
+            for _ in 0..BATCH {
+                read_at(&device, &mut buffer, &mut at);
+            }
+            start.elapsed()
+        },
+    );
+}
+
+fn read_at(device: &OwnedFd, buffer: &mut [u8], at: &mut u64) {
+    let read = rustix::io::pread(device, &mut *buffer, *at).expect("pread");
+    assert_eq!(read, buffer.len());
+    *at += read as u64;
+}
+
+/// Everything on one core: across cores the wake-up dominates whatever is measured.
+fn pin() {
+    let mut set = CpuSet::new();
+    set.set(0);
+    sched_setaffinity(None, &set).expect("to be pinned to one core");
+}
+
+fn memfd(size: usize) -> OwnedFd {
+    let file = memfd_create("bench", MemfdFlags::CLOEXEC).expect("memfd");
+    ftruncate(&file, size as u64).expect("memfd size");
+    file
+}
+
+/// Puts something other than zeros into every page.
+fn scribble(file: BorrowedFd<'_>, size: usize) -> &'static mut [u8] {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice, which is never unmapped.
+    let memory = unsafe {
+        let start = mmap(
+            std::ptr::null_mut(),
+            size,
+            protection,
+            MapFlags::SHARED,
+            file,
+            0,
+        );
+        std::slice::from_raw_parts_mut(start.expect("mmap").cast::<u8>(), size)
+    };
+    for (index, byte) in memory.iter_mut().enumerate() {
+        *byte = (index % 251) as u8;
+    }
+    memory
+}
+
+fn compare(
+    name: &str,
+    beside: &str,
+    target: &str,
+    mut ours: impl FnMut() -> Duration,
+    mut theirs: impl FnMut() -> Duration,
+) {
+    let mut times = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let (a, b) = (ours(), theirs());
+        // The first round warms caches and buffers.
+        if round > 0 {
+            times.0.push(a.as_secs_f64());
+            times.1.push(b.as_secs_f64());
+        }
+    }
+    let pairs = times.0.iter().zip(&times.1);
+    let mut ratios: Vec<f64> = pairs.map(|(ours, theirs)| theirs / ours).collect();
+    ratios.sort_by(f64::total_cmp);
+    let speed = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        BATCH as f64 / times[ROUNDS / 2]
+    };
+    println!(
+        "{name:22} {:6.0} MiB/s   {beside} {:6.0} MiB/s   ratio {:.3} ({:.3}..{:.3})   target {target}",
+        speed(&mut times.0),
+        speed(&mut times.1),
+        ratios[ROUNDS / 2],
+        ratios[0],
+        ratios[ROUNDS - 1],
+    );
+}
+
+/// The release build of the backend beside this bench.
+fn backend() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--release",
+            "--quiet",
+            "-p",
+            "vfio-user-gpu",
+            "--bin",
+            "vfio-user-gpu",
+        ])
+        .status()
+        .expect("cargo");
+    assert!(built.success(), "the backend does not build");
+    let exe = env::current_exe().expect("own path");
+    let dir = exe.ancestors().nth(2).map(Path::to_owned);
+    dir.expect("target/release").join("vfio-user-gpu")
+}
+
+struct Peer {
+    receiver: Receiver,
+    sender: Sender,
+    child: Child,
+}
+
+impl Peer {
+    /// Starts a process with one end of a socket pair: `--fd N`, or in the environment for our own peer.
+    fn spawn(mut command: Command, how: &str) -> Self {
+        let (ours, theirs) = UnixStream::pair().expect("socket pair");
+        fcntl_setfd(&theirs, FdFlags::empty()).expect("inheritable");
+        let number = theirs.as_raw_fd().to_string();
+        if how.starts_with("--") {
+            command.args([how, &number]);
+        } else {
+            command.env(how, &number);
+        }
+        let child = command.stdin(Stdio::null()).spawn().expect("peer process");
+        let (receiver, sender) = split(ours, PIECE + 4096);
+        Self {
+            receiver,
+            sender,
+            child,
+        }
+    }
+
+    fn send(&self, request: &Request<'_>, fd: Option<BorrowedFd<'_>>) {
+        let body = request.encode();
+        let header = Header::request(1, request.command(), body.len());
+        self.sender
+            .send(&header, &[&body], fd.as_slice())
+            .expect("sent");
+    }
+
+    /// The body of the next reply and its descriptor.
+    fn reply(&mut self) -> (&[u8], Option<OwnedFd>) {
+        match self.receiver.receive().expect("a reply") {
+            Some(Frame::Message {
+                header,
+                body,
+                mut fds,
+            }) => {
+                assert_eq!(header.error(), None, "command {} refused", header.command);
+                (body, fds.pop())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn call(&mut self, request: &Request<'_>, fd: Option<BorrowedFd<'_>>) -> &[u8] {
+        self.send(request, fd);
+        self.reply().0
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.sender.stream().shutdown(std::net::Shutdown::Both);
+        let _ = self.child.wait();
+    }
+}
+
+struct Backend {
+    peer: Peer,
+}
+
+impl Backend {
+    fn spawn() -> Self {
+        let mut command = Command::new(backend());
+        command.args([&format!("--model=vram={DEVICE}"), "--log-level", "warn"]);
+        let peer = Peer::spawn(command, "--fd");
+        Self { peer }
+    }
+
+    fn negotiate(&mut self) {
+        let offer = Capabilities {
+            extension: Some(Extension {
+                version: extension::VERSION,
+                features: vec![MIG_SHM.to_owned()],
+                ..Extension::default()
+            }),
+            ..Capabilities::default()
+        };
+        self.peer
+            .call(&Request::Version(Version::default(), offer), None);
+    }
+
+    /// Fills VRAM as a guest does that has it mapped.
+    fn fill(&mut self) {
+        let info = RegionInfo {
+            argsz: 64,
+            index: 0,
+            ..RegionInfo::default()
+        };
+        self.peer.send(&Request::DeviceGetRegionInfo(info), None);
+        let (body, fd) = self.peer.reply();
+        let (info, _) = RegionInfo::read_from_prefix(body).expect("a region");
+        assert_eq!(info.size, DEVICE as u64);
+        scribble(fd.expect("VRAM is mappable").as_fd(), DEVICE);
+    }
+
+    fn set_state(&mut self, state: MigrationState) {
+        let feature = Feature {
+            argsz: 16,
+            flags: MIG_DEVICE_STATE | SET,
+        };
+        let data = DeviceState {
+            device_state: state.into(),
+            data_fd: -1,
+        };
+        self.peer
+            .call(&Request::DeviceFeature(feature, data.as_bytes()), None);
+    }
+
+    /// One batch through shared memory, always asked for ahead.
+    fn shared_batch(&mut self) -> Duration {
+        let slot = |index: usize| {
+            Request::MigShmRead(ShmTransfer {
+                argsz: 24,
+                flags: 0,
+                offset: (index % SLOTS * PIECE) as u64,
+                size: PIECE as u64,
+            })
+        };
+        let start = Instant::now();
+        for index in 0..SLOTS {
+            self.peer.send(&slot(index), None);
+        }
+        for index in 0..BATCH {
+            let (reply, _) =
+                ShmTransfer::read_from_prefix(self.peer.reply().0).expect("a transfer");
+            assert_eq!(
+                reply.flags & SHM_END_OF_STREAM,
+                0,
+                "the device had less than it should"
+            );
+            assert_eq!(reply.size, PIECE as u64);
+            if index + SLOTS < BATCH {
+                self.peer.send(&slot(index), None);
+            }
+        }
+        start.elapsed()
+    }
+}
+
+/// The other side of the comparison: sends from as much memory as the device has, and nothing else.
+fn bare_peer(stream: UnixStream) {
+    let memory = scribble(memfd(DEVICE).as_fd(), DEVICE);
+    let (mut receiver, sender) = split(stream, PIECE + 4096);
+    let mut at = 0;
+    while let Ok(Some(Frame::Message { header, body, .. })) = receiver.receive() {
+        assert_eq!(header.command, u16::from(Message::MigDataRead));
+        let (asked, _) = MigData::read_from_prefix(body).expect("a request");
+        let size = usize::try_from(asked.size).expect("a size");
+        if at + size > memory.len() {
+            at = 0;
+        }
+        let reply = header.reply(size_of::<MigData>() + size);
+        let parts = [asked.as_bytes(), &memory[at..at + size]];
+        if sender.send(&reply, &parts, &[]).is_err() {
+            return;
+        }
+        at += size;
+    }
+}

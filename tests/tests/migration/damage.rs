@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Streams that are not right, at every byte: never loaded, the device reset and usable, the source able to run.
+
+use system_tests::{
+    backend::Backend,
+    engine::Registers,
+    migrating::{Migrates, explain, offering},
+    model_gpu::engine as registers,
+    raw_client::RawClient,
+};
+use vfio_user_protocol::{extension::migration::EXPLAIN, migration::MigrationState::*};
+
+use crate::{EPROTO, MIB};
+
+fn enable(client: &mut RawClient) {
+    client.write(7, 4, &[6, 0]);
+}
+
+/// A small stream: hardly any VRAM was touched.
+fn stream(client: &mut RawClient) -> Vec<u8> {
+    enable(client);
+    client.set(registers::SCRATCH, 0xdead_beef);
+    client.write(0, 0x8000, b"VRAM");
+    let stream = client.stop_and_copy(MIB);
+    client.set_state(Running);
+    stream
+}
+
+/// Whether a stream is loaded; if not, the device must be as after a reset.
+fn loads(client: &mut RawClient, stream: &[u8]) -> bool {
+    client.set_state(Resuming);
+    let taken = client.write_all(stream, MIB);
+    let left = client.try_set_state(Running.into());
+    assert_eq!(client.state(), Running);
+    enable(client);
+    let scratch = client.get(registers::SCRATCH);
+    if left.is_ok() {
+        assert_eq!(taken, Ok(()), "loaded although a write failed");
+        return scratch == 0xdead_beef;
+    }
+    assert_eq!(left, Err(EPROTO));
+    assert_eq!(scratch, 0, "something was loaded");
+    assert_eq!(client.read(0, 0x8000), [0; 4]);
+    false
+}
+
+#[test]
+fn at_every_byte() {
+    let (from, to) = (
+        Backend::start_model(&["vram=1M"]),
+        Backend::start_model(&["vram=1M"]),
+    );
+    let mut source = RawClient::attach(&from.socket());
+    let good = stream(&mut source);
+    println!(
+        "a stream of {} bytes, cut and changed at every one",
+        good.len()
+    );
+    let mut client = RawClient::attach(&to.socket());
+    assert!(loads(&mut client, &good));
+    for at in 0..good.len() {
+        assert!(!loads(&mut client, &good[..at]), "cut at {at}");
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        assert!(!loads(&mut client, &bad), "changed at {at}");
+        if at % 16 == 0 {
+            let mut twice = good.clone();
+            twice.splice(
+                at..at,
+                good[..at]
+                    .iter()
+                    .copied()
+                    .rev()
+                    .take(64)
+                    .collect::<Vec<_>>(),
+            );
+            assert!(at == 0 || !loads(&mut client, &twice), "longer at {at}");
+            let mut gap = good.clone();
+            gap.drain(at..(at + 64).min(good.len()));
+            assert!(!loads(&mut client, &gap), "shorter at {at}");
+        }
+    }
+    assert!(loads(&mut client, &good), "usable after all of it");
+    assert_eq!(
+        source.get(registers::SCRATCH),
+        0xdead_beef,
+        "the source runs"
+    );
+}
+
+#[test]
+fn another_device_is_named() {
+    let (from, to) = (
+        Backend::start_model(&["vram=1M"]),
+        Backend::start_model(&["vram=2M"]),
+    );
+    let mut source = RawClient::attach(&from.socket());
+    source.set_state(PreCopy);
+    let beginning = source.read_all(MIB).unwrap();
+    let mut client = RawClient::connect(&to.socket());
+    client.negotiate(&offering(&[EXPLAIN]));
+    client.set_state(Resuming);
+    assert_eq!(client.data_write(&beginning), Err(EPROTO));
+    let why = explain(&mut client);
+    assert!(
+        why.contains(
+            "BAR0: 1048576 bytes of 64-bit memory, prefetchable at the source, 2097152 bytes"
+        ),
+        "{why}"
+    );
+    assert_eq!(client.try_set_state(Stop.into()), Err(EPROTO));
+    assert!(explain(&mut client).contains("BAR0"), "asked again");
+    assert_eq!(client.state(), Running);
+}
