@@ -18,6 +18,7 @@
 //! | [`pattern`] | test data that host and guest both know |
 //! | [`engine`] | the model GPU's engine, driven through whichever client |
 //! | [`eventfd`] | interrupts as a client gets them |
+//! | [`opregion`] | an OpRegion of Intel graphics |
 //! | [`model_gpu`] | the registers of the model GPU, as a driver writer sees them |
 //!
 //! Nothing here knows how the backend works inside; it is a program with options and a socket.
@@ -36,6 +37,7 @@ pub mod lane;
 pub mod migrating;
 pub mod model_gpu;
 pub mod nested_qemu;
+pub mod opregion;
 pub mod pattern;
 pub mod pci;
 pub mod process;
