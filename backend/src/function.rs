@@ -19,7 +19,9 @@ use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
 
 pub use compose::ComposeError;
+use doorbells::Armed;
 pub use regions::Mapped;
+pub use rom::ShadowError;
 
 /// A device, composed.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct Function {
     migration: Migration,
     /// Behind the regions that every PCI device has.
     specific: Vec<SpecificRegion>,
+    /// The expansion ROM; empty for none.
+    rom: Vec<u8>,
     view: GuestView,
     state: Mutex<State>,
 }
@@ -40,6 +44,7 @@ struct State {
     delivery: Delivery,
     routes: Routes,
     quirks: Quirks,
+    doorbells: Armed,
 }
 
 /// Who answers a piece of a BAR access.
@@ -95,9 +100,9 @@ impl Function {
             return self.read_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
-        if let Some(region) = self.specific(index) {
+        if let Some(bytes) = self.fixed_bytes(index) {
             let from = usize::try_from(offset).ok();
-            let bytes = from.and_then(|from| region.bytes().get(from..)?.get(..data.len()));
+            let bytes = from.and_then(|from| bytes.get(from..)?.get(..data.len()));
             data.copy_from_slice(bytes.ok_or_else(|| out_of_range(index, offset, data.len()))?);
             return Ok(());
         }
@@ -156,7 +161,7 @@ impl Function {
             return self.write_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
-        if index >= region::COUNT {
+        if self.fixed_bytes(index).is_some() {
             let what = "written";
             return Err(Error::Denied {
                 region: index,
@@ -355,6 +360,8 @@ impl Function {
         let stopped = self.device.stop_dma();
         self.device.release_irqs();
         self.device.set_irq_config(IrqConfig::default());
+        let mut doorbells = std::mem::take(&mut state.doorbells);
+        self.silence(&mut doorbells);
         let unmapped = self.memory.clear().map_err(|error| Error::Io {
             what: "Guest memory stays mapped",
             source: io::Error::other(error),
@@ -544,7 +551,9 @@ fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
 }
 
 mod compose;
+mod doorbells;
 mod guest;
 mod regions;
+mod rom;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use log::{info, warn};
 
+use super::rom::{self, ShadowError};
 use super::{Function, State};
 use crate::device::{Device, region};
 use crate::interrupts::{Delivery, MSI, MSIX};
@@ -26,6 +27,9 @@ pub enum ComposeError {
     /// Intel graphics.
     #[error(transparent)]
     Igd(#[from] IgdError),
+    /// Its expansion ROM.
+    #[error(transparent)]
+    Rom(#[from] ShadowError),
 }
 
 impl Function {
@@ -48,6 +52,7 @@ impl Function {
         let mut config = view.apply(config)?;
         let traits = traits(&*device, own, &config);
         let igd = igd::compose(&view.igd, &traits, &*device, &mut config)?;
+        let rom = rom::compose(&view.rom, &*device, &mut config)?;
         let quirks = Quirks::find(&traits, igd.quirks);
         for index in 0..region::COUNT {
             let trapped: Vec<Range<u64>> = quirks.trapped(index).collect();
@@ -71,6 +76,7 @@ impl Function {
             delivery: Delivery::default(),
             routes,
             quirks,
+            doorbells: Vec::new(),
         });
         Ok(Self {
             migration: Migration::new(Arc::clone(&device)),
@@ -78,6 +84,7 @@ impl Function {
             memory,
             view: view.clone(),
             specific: igd.regions,
+            rom,
             state,
         })
     }

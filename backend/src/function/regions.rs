@@ -28,13 +28,14 @@ impl Function {
         region::COUNT.saturating_add(specific)
     }
 
-    /// What is at a region index, the composed config space and device-specific regions included.
+    /// What is at a region index, the composed config space, the ROM and device-specific regions included.
     #[must_use]
     pub fn region(&self, index: u32) -> Region {
-        if let Some(specific) = self.specific(index) {
+        if let Some(bytes) = self.fixed_bytes(index) {
+            let size = bytes.len() as u64;
             return Region {
-                size: specific.bytes().len() as u64,
-                readable: true,
+                size,
+                readable: size > 0,
                 writable: false,
             };
         }
@@ -97,6 +98,14 @@ impl Function {
             offset: mapping.offset,
             areas,
         }))
+    }
+
+    /// The bytes of a region that nothing can change.
+    pub(super) fn fixed_bytes(&self, index: u32) -> Option<&[u8]> {
+        if index == region::ROM {
+            return Some(&self.rom);
+        }
+        self.specific(index).map(SpecificRegion::bytes)
     }
 
     pub(super) fn specific(&self, index: u32) -> Option<&SpecificRegion> {

@@ -3,7 +3,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::pci::{ClassCode, Clique, GuestView, Id, IdentityOverrides, VendorId};
+use crate::pci::{ClassCode, Clique, GuestView, Id, IdentityOverrides, RomView, VendorId};
 use crate::quirks::igd::{IgdView, OpRegionUse};
 
 /// What the guest sees.
@@ -34,6 +34,10 @@ pub struct ViewOptions {
     /// IOMMU keeps the device's translations right; vfio-user has no message for that.
     #[arg(long, value_name = "HOW", default_value = "off")]
     pub ats: Switch,
+
+    /// The expansion ROM: of the device, if it has a sound one (the default), of this file, or none (off).
+    #[arg(long, value_name = "FILE|off", value_parser = parse_rom)]
+    pub rom: Option<RomView>,
 
     /// Intel graphics: what becomes of the OpRegion, the table by which a driver knows what is connected. The
     /// client gets it as a region to read or map (serve); and guest firmware gets a copy where it writes an address
@@ -79,6 +83,15 @@ impl From<OpRegionHow> for OpRegionUse {
     }
 }
 
+/// A file by the name of `off` can be had as `./off`.
+fn parse_rom(text: &str) -> Result<RomView, String> {
+    match text {
+        "" => Err("expected a file, or off".into()),
+        "off" => Ok(RomView::Off),
+        path => Ok(RomView::File(path.into())),
+    }
+}
+
 fn parse_gms(text: &str) -> Result<u8, String> {
     let number = match text.strip_prefix("0x") {
         Some(digits) if !digits.starts_with('+') => u8::from_str_radix(digits, 16),
@@ -113,6 +126,7 @@ impl ViewOptions {
                 class: self.pci_class,
             },
             ats: self.ats == Switch::On,
+            rom: self.rom.clone().unwrap_or_default(),
             igd: IgdView {
                 opregion: self.igd_opregion.into(),
                 gms: self.igd_gms,

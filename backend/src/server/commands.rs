@@ -15,7 +15,7 @@ use vfio_user_protocol::device::{
 use vfio_user_protocol::dma::{
     DmaMap, DmaUnmap, MAP_FILE_IO, MAP_MMAP, MAP_READ, MAP_WRITE, UNMAP_ALL,
 };
-use vfio_user_protocol::io_fds::IoFds;
+use vfio_user_protocol::io_fds::{IoFd, IoFds, SubRegion};
 use vfio_user_protocol::irq::{
     INFO_AUTOMASKED, INFO_EVENTFD, INFO_MASKABLE, INFO_NORESIZE, IrqInfo, SetIrqs,
 };
@@ -31,13 +31,16 @@ use super::channel::Channel;
 use super::irqs;
 use super::migration::{Granted, MigrationCommands};
 use super::refusal::Refusal;
-use super::session::{MAX_DATA, Negotiated, Session, capabilities};
+use super::session::{MAX_DATA, MAX_FDS, Negotiated, Session, capabilities};
 use super::twin::Twin;
-use crate::device::ResetCause;
+use crate::device::{ResetCause, region};
 use crate::interrupts::{self, INDEXES};
 use crate::memory::{Access, Backing, MapError, MapRequest};
 
 type Done = Result<(), Refusal>;
+
+/// `KVM_IOEVENTFD_FLAG_DATAMATCH`: only this value counts (linux/kvm.h).
+const IOEVENTFD_DATAMATCH: u32 = 1 << 0;
 
 impl Session {
     /// Carries out one request.
@@ -112,7 +115,7 @@ impl Session {
         self.migration = Some(MigrationCommands::new(function, granted, max_data));
         self.negotiated = Some(Negotiated {
             max_data,
-            takes_fds: offer.max_msg_fds != Some(0),
+            max_fds: usize::try_from(offer.max_msg_fds.unwrap_or(1)).unwrap_or(usize::MAX),
             irq_routes: answer.has_feature(extension::IRQ_ROUTES),
         });
         self.greet(agreed, &answer);
@@ -231,7 +234,12 @@ impl Session {
     fn region_info(&mut self, asked: &RegionInfo) -> Done {
         let index = asked.index;
         self.check_region_index(index)?;
-        let found = self.function.region(index);
+        let mut found = self.function.region(index);
+        if index == region::ROM {
+            // QEMU reads all of it in one message.
+            let max = self.negotiated.as_ref().map_or(0, |n| n.max_data);
+            found.size = found.size.min(max as u64);
+        }
         let mut info = RegionInfo {
             index,
             size: found.size,
@@ -246,8 +254,9 @@ impl Session {
                 subtype: kind.subtype,
             });
         }
-        let takes_fds = self.negotiated.as_ref().is_some_and(|n| n.takes_fds);
-        if takes_fds && let Some(mapping) = self.function.mapping(index)? {
+        if self.max_fds() > 0
+            && let Some(mapping) = self.function.mapping(index)?
+        {
             // In every reply, with and without capabilities: clients differ in which they look at.
             self.reply.fds.push(mapping.fd);
             info.flags |= REGION_MMAP;
@@ -264,6 +273,14 @@ impl Session {
         Ok(())
     }
 
+    /// Descriptors that a reply may have.
+    fn max_fds(&self) -> usize {
+        self.negotiated
+            .as_ref()
+            .map_or(0, |negotiated| negotiated.max_fds)
+            .min(MAX_FDS as usize)
+    }
+
     fn check_region_index(&self, index: u32) -> Done {
         if index >= self.function.region_count() {
             return Err(bad("region index", index.into()));
@@ -276,7 +293,25 @@ impl Session {
         if self.function.region(asked.index).size == 0 {
             return Err(bad("io_fds.index", asked.index.into()));
         }
-        IoFds::encode(asked.index, &[], asked.argsz, &mut self.reply.payload);
+        let doorbells = self.function.doorbells(asked.index, self.max_fds())?;
+        let sub_regions: Vec<_> = (0..)
+            .zip(&doorbells)
+            .map(|(fd_index, (doorbell, _))| SubRegion {
+                offset: doorbell.offset,
+                size: doorbell.size.into(),
+                fd_index,
+                flags: IOEVENTFD_DATAMATCH,
+                kind: IoFd::IoEventFd {
+                    datamatch: doorbell.data,
+                },
+            })
+            .collect();
+        let payload = &mut self.reply.payload;
+        if IoFds::encode(asked.index, &sub_regions, asked.argsz, payload) {
+            self.reply
+                .fds
+                .extend(doorbells.into_iter().map(|(_, event)| event));
+        }
         Ok(())
     }
 
