@@ -168,7 +168,9 @@ impl KernelDevice {
         }
         let bytes = read_config(&vfio, &regions)?;
         let config = ConfigSpace::from_device(&bytes, &sizes(&regions))?;
-        let ladder = Ladder::new(&vfio, info.reset, &bytes, group.as_ref());
+        let bar5 = regions.get(region::BAR5 as usize);
+        let bar5 = bar5.cloned().unwrap_or_default();
+        let ladder = Ladder::new(&vfio, info.reset, &bytes, &bar5, group.as_ref());
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let specific = specific::find(&vfio, info.regions);
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
