@@ -3,6 +3,8 @@
 //!
 //! What the guest writes to them is acted upon here, and the device is told only what concerns it.
 
+mod logging;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

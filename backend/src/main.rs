@@ -11,10 +11,12 @@ use log::info;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use vfio_user_gpu::device::Device;
 use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
+use vfio_user_gpu::device::model::dump::{DumpedError, DumpedGpu};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
 use vfio_user_gpu::function::{ComposeError, Function};
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
 use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
+use vfio_user_gpu::pci::GuestView;
 use vfio_user_gpu::privileges::{PrivilegeError, User};
 use vfio_user_gpu::quirks::igd::OpRegionUse;
 use vfio_user_gpu::report;
@@ -35,6 +37,8 @@ enum Error {
     NoEndpoint,
     #[error("Software GPU")]
     Model(#[from] ModelError),
+    #[error("Software GPU")]
+    Dumped(#[from] DumpedError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -115,9 +119,22 @@ fn open(options: &Options) -> Result<Option<kernel::Opened>, Error> {
     Ok(adopted)
 }
 
+/// Guest memory that this process itself must write to, where the view needs that.
+fn reached(memory: AddressSpace, view: &GuestView) -> AddressSpace {
+    match view.igd.opregion {
+        OpRegionUse::Copy => memory.keeping_descriptors(),
+        OpRegionUse::Off | OpRegionUse::Serve => memory,
+    }
+}
+
 /// The software GPU.
 fn model(options: &Options) -> Result<(Arc<dyn Device>, Arc<AddressSpace>), Error> {
     let model = options.model.as_ref().ok_or(Error::NoDevice)?;
+    if let Some(config) = &model.config {
+        let memory = AddressSpace::new(CpuAccess::TrackedOnly, DEFAULT_MAX_MAPS);
+        let memory = reached(memory, &options.view.view());
+        return Ok((Arc::new(DumpedGpu::open(config, model)?), Arc::new(memory)));
+    }
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let device = ModelGpu::new(model, Arc::clone(&memory))?;
     Ok((Arc::new(device), memory))
@@ -145,10 +162,8 @@ fn run(options: Options) -> Result<(), Error> {
     }
     let (device, memory) = match opened {
         Some(opened) => {
-            let mut memory = AddressSpace::with_iommu(opened.iommu, DEFAULT_MAX_MAPS);
-            if view.igd.opregion == OpRegionUse::Copy {
-                memory = memory.keeping_descriptors();
-            }
+            let memory = AddressSpace::with_iommu(opened.iommu, DEFAULT_MAX_MAPS);
+            let memory = reached(memory, &view);
             let device = KernelDevice::new(opened.device, options.bar_handoff)?;
             (Arc::new(device) as Arc<dyn Device>, Arc::new(memory))
         }

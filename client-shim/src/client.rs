@@ -5,9 +5,11 @@ use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::connection::Connection;
+use crate::migration::Link;
 use crate::negotiation::negotiate;
 use crate::protocol::transport::{self, Sender};
 use crate::protocol::{Command, DecodeError, HEADER_SIZE};
@@ -16,8 +18,10 @@ use crate::{Error, Negotiated, Options};
 
 /// The longest reply payload that is ever asked for beside data transfers, in bytes.
 pub(crate) const MAX_ARGSZ: u32 = 64 * 1024;
-/// The longest fixed part before the data of a transfer, in bytes.
-const MAX_FIXED_PART: usize = 16;
+/// The longest fixed part before the data of a reply, in bytes: that of a DMA_LOGGING_REPORT.
+const REPLY_FIXED_PART: usize = 32;
+/// The same of a request on the twin socket: that of a DMA_WRITE.
+const TWIN_FIXED_PART: usize = 16;
 
 /// A connection to one device. Every call may be made from any thread: a mutex is held from a request to
 /// its reply, which costs nothing as servers answer strictly in order.
@@ -25,11 +29,16 @@ const MAX_FIXED_PART: usize = 16;
 /// Dropping it disconnects.
 #[derive(Debug)]
 pub struct Client {
-    connection: Mutex<Connection>,
+    connection: Arc<Mutex<Connection>>,
     /// For ending a wait from outside the mutex.
     sender: Sender,
     negotiated: Negotiated,
     twin: Option<Twin>,
+    /// Where migration goes, once it was asked for.
+    link: Mutex<Option<Arc<Link>>>,
+    /// What [`Options`] said, and the longest message from that.
+    timeout: Option<Duration>,
+    max_message: usize,
 }
 
 impl Client {
@@ -56,13 +65,16 @@ impl Client {
         stream.set_read_timeout(options.timeout)?;
         stream.set_write_timeout(options.timeout)?;
         let max_message = max_message(&options);
-        let mut connection = Connection::new(transport::split(stream, max_message));
+        let longest = max_message + REPLY_FIXED_PART;
+        let mut connection = Connection::new(transport::split(stream, longest));
         let (negotiated, twin_end) = negotiate(&mut connection, &options)?;
+        connection.set_explain(negotiated.explain);
         let sender = connection.sender().clone();
         let twin = match twin_end.zip(options.callbacks.clone()) {
             None => None,
             Some((fd, callbacks)) => {
-                let halves = transport::split(UnixStream::from(fd), max_message);
+                let longest = max_message + TWIN_FIXED_PART;
+                let halves = transport::split(UnixStream::from(fd), longest);
                 let limit = options.transfer_limit();
                 let routes = negotiated.irq_routes;
                 Some(Twin::start(
@@ -75,10 +87,13 @@ impl Client {
             }
         };
         Ok(Self {
-            connection: Mutex::new(connection),
+            connection: Arc::new(Mutex::new(connection)),
             sender,
             negotiated,
             twin,
+            link: Mutex::new(None),
+            timeout: options.timeout,
+            max_message: longest,
         })
     }
 
@@ -95,6 +110,9 @@ impl Client {
         let _ = self.sender.stream().shutdown(Shutdown::Both);
         if let Some(twin) = &self.twin {
             twin.disconnect();
+        }
+        if let Some(link) = lock(&self.link).as_ref() {
+            link.disconnect();
         }
     }
 
@@ -118,11 +136,24 @@ impl Client {
 
     /// For several messages that belong together.
     pub(crate) fn connection(&self) -> MutexGuard<'_, Connection> {
-        // A panic within an exchange left the connection marked as broken.
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connection)
     }
+
+    /// Where migration goes; opened at the first call, and again if it broke.
+    pub(crate) fn link(&self) -> Result<Arc<Link>, Error> {
+        let mut link = lock(&self.link);
+        if let Some(link) = link.as_ref().filter(|link| !link.is_broken()) {
+            return Ok(Arc::clone(link));
+        }
+        let main = Arc::clone(&self.connection);
+        let opened = Link::open(main, &self.negotiated, self.timeout, self.max_message)?;
+        Ok(Arc::clone(link.insert(Arc::new(opened))))
+    }
+}
+
+/// Takes a mutex of this crate: whatever panicked under one left the connection marked as broken.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Client {
@@ -131,10 +162,10 @@ impl Drop for Client {
     }
 }
 
-/// The longest message taken, in bytes.
+/// The longest message taken but for its fixed part, in bytes.
 fn max_message(options: &Options) -> usize {
     let payload = options.transfer_limit().max(MAX_ARGSZ);
-    HEADER_SIZE + MAX_FIXED_PART + usize::try_from(payload).unwrap_or(usize::MAX / 2)
+    HEADER_SIZE + usize::try_from(payload).unwrap_or(usize::MAX / 2)
 }
 
 /// Refuses a body where the reply is a header only.

@@ -1,20 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One request and its reply at a time over one socket, and what becomes of the connection after a failure.
+//! Requests and their replies over one socket, and what becomes of the connection after a failure.
 //!
 //! The server answers strictly in order, so waiting for the reply before the next request costs no server
-//! time. After a transport error or a malformed reply the stream cannot be trusted any more: the socket is
+//! time; only migration data is asked for ahead, to keep the server busy while it is passed on. After a transport error or a malformed reply the stream cannot be trusted any more: the socket is
 //! shut down and every later call fails with [`Error::Disconnected`].
 
+use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use crate::Error;
+use crate::info::size_u32;
+use crate::protocol::codec::Reader;
 use crate::protocol::deframer::Frame;
+use crate::protocol::extension::migration::Query;
 use crate::protocol::header::{MessageType, NO_REPLY};
 use crate::protocol::transport::{Receiver, Sender};
 use crate::protocol::{Command, DecodeError, Header};
+
+/// Longest explanation that is asked for, in bytes.
+const MAX_REASON: u32 = 1024;
 
 /// A connection that is whole, or broken for good.
 #[derive(Debug)]
@@ -23,6 +31,19 @@ pub(crate) struct Connection {
     sender: Sender,
     next_id: u16,
     broken: bool,
+    /// The server says why it refused something (`explain`).
+    explain: bool,
+    /// Requests sent ahead, in order.
+    ahead: VecDeque<Ahead>,
+}
+
+/// A request whose reply nobody waits for yet.
+#[derive(Debug)]
+struct Ahead {
+    command: Command,
+    request: Header,
+    /// The reply's body, once it had to be read for the sake of a later one.
+    reply: Option<Result<Vec<u8>, Error>>,
 }
 
 impl Connection {
@@ -32,11 +53,22 @@ impl Connection {
             sender,
             next_id: 0,
             broken: false,
+            explain: false,
+            ahead: VecDeque::new(),
         }
+    }
+
+    /// From now on errors carry the server's explanation.
+    pub(crate) fn set_explain(&mut self, explain: bool) {
+        self.explain = explain;
     }
 
     pub(crate) fn sender(&self) -> &Sender {
         &self.sender
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Sends `parts` as one request and hands the reply's body and descriptors to `read`. An error reply is
@@ -48,11 +80,101 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
         read: impl FnOnce(&[u8], Vec<OwnedFd>) -> Result<T, DecodeError>,
     ) -> Result<T, Error> {
+        let result = self.exchange(command, parts, fds, read);
+        self.explained(result)
+    }
+
+    /// Sends `parts` as one request whose reply is left to [`Self::next_reply`].
+    pub(crate) fn send_ahead(&mut self, command: Command, parts: &[&[u8]]) -> Result<(), Error> {
+        self.guarded(|this| {
+            let request = this.request(command, parts);
+            this.sender.send(&request, parts, &[])?;
+            this.ahead.push_back(Ahead {
+                command,
+                request,
+                reply: None,
+            });
+            Ok(())
+        })
+    }
+
+    /// The reply to the oldest request sent ahead.
+    pub(crate) fn next_reply<T>(
+        &mut self,
+        read: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
+    ) -> Result<T, Error> {
+        let result = self.guarded(|this| {
+            let nothing = Error::InvalidArgument("Nothing was asked ahead");
+            let first = this.ahead.pop_front().ok_or(nothing)?;
+            match first.reply {
+                None => this.reply(first.command, &first.request, |body, _| read(body)),
+                Some(Err(error)) => Err(error),
+                Some(Ok(body)) => read(&body).map_err(|source| Error::Reply {
+                    command: first.command,
+                    source,
+                }),
+            }
+        });
+        self.explained(result)
+    }
+
+    fn exchange<T>(
+        &mut self,
+        command: Command,
+        parts: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+        read: impl FnOnce(&[u8], Vec<OwnedFd>) -> Result<T, DecodeError>,
+    ) -> Result<T, Error> {
         self.guarded(|this| {
             let request = this.request(command, parts);
             this.sender.send(&request, parts, fds)?;
+            this.settle()?;
             this.reply(command, &request, read)
         })
+    }
+
+    /// Reads the replies that come before that to a new request.
+    fn settle(&mut self) -> Result<(), Error> {
+        for at in 0..self.ahead.len() {
+            let Some(Ahead {
+                command, request, ..
+            }) = self.ahead.get(at).filter(|ahead| ahead.reply.is_none())
+            else {
+                continue;
+            };
+            let (command, request) = (*command, *request);
+            let reply = match self.reply(command, &request, |body, _| Ok(body.to_vec())) {
+                reply @ (Ok(_) | Err(Error::Peer { .. })) => reply,
+                Err(error) => return Err(error),
+            };
+            if let Some(ahead) = self.ahead.get_mut(at) {
+                ahead.reply = Some(reply);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the server's words into a refusal, if it has any.
+    fn explained<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
+        match result {
+            Err(Error::Peer { command, errno, .. }) if self.explain => {
+                let argsz = size_u32::<Query>() + MAX_REASON;
+                let query = Query { argsz, flags: 0 };
+                let parts = [query.as_bytes()];
+                let reason = self.exchange(Command::Explain, &parts, &[], |body, _| {
+                    let mut reader = Reader::new(body);
+                    let _: Query = reader.take("explain")?;
+                    Ok(words(reader.rest()))
+                });
+                Err(Error::Peer {
+                    command,
+                    errno,
+                    // Without them the refusal still says more than that they were not to be had.
+                    reason: reason.unwrap_or_default(),
+                })
+            }
+            other => other,
+        }
     }
 
     /// Sends `parts` as one request that is not answered.
@@ -74,7 +196,10 @@ impl Connection {
         }
         self.broken = true;
         let result = exchange(self);
-        self.broken = !matches!(result, Ok(_) | Err(Error::Peer { .. }));
+        self.broken = !matches!(
+            result,
+            Ok(_) | Err(Error::Peer { .. } | Error::InvalidArgument(_))
+        );
         if self.broken {
             // Fails only if the socket is already shut down.
             let _ = self.sender.stream().shutdown(Shutdown::Both);
@@ -128,6 +253,7 @@ impl Connection {
                 return Err(Error::Peer {
                     command: expected,
                     errno,
+                    reason: String::new(),
                 });
             }
             return read(body, fds).map_err(|source| Error::Reply {
@@ -136,6 +262,14 @@ impl Connection {
             });
         }
     }
+}
+
+/// A server's text, bounded, without anything that acts on a terminal.
+fn words(text: &[u8]) -> String {
+    let text = text.get(..MAX_REASON as usize).unwrap_or(text);
+    let text = String::from_utf8_lossy(text);
+    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    plain.collect::<String>().trim().to_owned()
 }
 
 fn is_dma_request(header: &Header) -> bool {
@@ -258,7 +392,7 @@ mod tests {
             peer.reply(&request, &[], &[]);
         });
         match client.region_read(0, 0, &mut [0; 64]) {
-            Err(Error::Peer { command, errno }) => {
+            Err(Error::Peer { command, errno, .. }) => {
                 assert_eq!((command, errno), (Command::RegionRead, 13));
             }
             other => panic!("{other:?}"),

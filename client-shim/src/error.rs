@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use crate::protocol::transport::TransportError;
 use crate::protocol::{Command, DecodeError};
 
-/// Why a call failed. Only [`Error::Peer`], [`Error::InvalidArgument`], [`Error::OutOfRange`] and
-/// [`Error::Map`] leave the connection usable.
+/// Why a call failed. Only [`Error::Peer`], [`Error::InvalidArgument`], [`Error::OutOfRange`], [`Error::Map`],
+/// [`Error::SharedMemory`] and [`Error::PassOn`] leave the connection usable.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -57,12 +57,14 @@ pub enum Error {
         minor: u16,
     },
     /// The server refused a request. The connection goes on.
-    #[error("The server refused {command:?}: {}", io::Error::from(peer_errno(*errno)))]
+    #[error("The server refused {command:?}: {}{}", io::Error::from(peer_errno(*errno)), after_colon(reason))]
     Peer {
         /// What was refused.
         command: Command,
         /// Why, as it came; see [`Self::errno`] for one that is always valid.
         errno: u32,
+        /// The server's own words, fit for a terminal; empty without [`crate::Options::explain`].
+        reason: String,
     },
     /// A reply has the wrong shape.
     #[error("Malformed reply to {command:?}")]
@@ -108,6 +110,19 @@ pub enum Error {
     /// A region cannot be mapped.
     #[error("Cannot map the region")]
     Map(#[source] io::Error),
+    /// Memory to be shared with the server for migration data cannot be had.
+    #[error("Cannot make shared memory for migration data")]
+    SharedMemory(#[source] io::Error),
+    /// Migration data could not be passed on to where the caller wants it, or had from there.
+    #[error("Cannot pass migration data on")]
+    PassOn(#[source] io::Error),
+}
+
+fn after_colon(reason: &str) -> String {
+    if reason.is_empty() {
+        return String::new();
+    }
+    format!(": {reason}")
 }
 
 /// Errnos are 1 to 4095 (include/linux/err.h); anything else from a peer reads as EINVAL.
@@ -123,7 +138,11 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> i32 {
         let errno = match self {
-            Self::Connect { source, .. } | Self::Spawn { source, .. } | Self::Map(source) => {
+            Self::Connect { source, .. }
+            | Self::Spawn { source, .. }
+            | Self::Map(source)
+            | Self::SharedMemory(source)
+            | Self::PassOn(source) => {
                 return source.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
             }
             Self::BackendEnded { .. } | Self::Disconnected => Errno::NOTCONN,
@@ -165,14 +184,23 @@ mod tests {
     #[test]
     fn a_peer_s_errno_is_shown_and_always_valid() {
         let command = Command::DmaMap;
-        let error = Error::Peer { command, errno: 17 };
+        let peer = |errno, reason: &str| Error::Peer {
+            command,
+            errno,
+            reason: reason.to_owned(),
+        };
+        let error = peer(17, "");
         assert_eq!(error.errno(), 17);
         assert_eq!(
             error.to_string(),
             "The server refused DmaMap: File exists (os error 17)"
         );
+        assert_eq!(
+            peer(17, "There is a map at 0x0").to_string(),
+            "The server refused DmaMap: File exists (os error 17): There is a map at 0x0"
+        );
         for errno in [0, 4096, u32::MAX] {
-            assert_eq!(Error::Peer { command, errno }.errno(), 22, "{errno}");
+            assert_eq!(peer(errno, "").errno(), 22, "{errno}");
         }
     }
 }

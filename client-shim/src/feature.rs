@@ -67,17 +67,18 @@ impl Client {
             |_, _| Ok(()),
         ) {
             Ok(()) => Ok(true),
-            Err(error @ Error::Peer { .. }) => {
-                // The kernel says ENOTTY, the reference library EINVAL.
-                let no = [Errno::NOTTY, Errno::INVAL, Errno::NOTSUP, Errno::NOSYS];
-                if no.iter().any(|errno| errno.raw_os_error() == error.errno()) {
-                    return Ok(false);
-                }
-                Err(error)
-            }
+            Err(error) if is_unsupported(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether a server says by this that it does not have what was asked for: the kernel ENOTTY, the reference
+/// library EINVAL.
+pub(crate) fn is_unsupported(error: &Error) -> bool {
+    let no = [Errno::NOTTY, Errno::INVAL, Errno::NOTSUP, Errno::NOSYS];
+    matches!(error, Error::Peer { .. })
+        && no.iter().any(|errno| errno.raw_os_error() == error.errno())
 }
 
 fn request_size(feature: u32, data: &[u8]) -> Result<u32, Error> {

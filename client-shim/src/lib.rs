@@ -4,7 +4,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`Options`], [`Negotiated`] | what is offered to the server, what it granted |
-//! | [`Client`] | the connection; `info`, `access`, `dma`, `irqs` and `feature` add its calls, one subject each |
+//! | [`Client`] | the connection; `info`, `access`, `dma`, `logging`, `irqs` and `feature` add its calls, one subject each |
+//! | [`migration`] | saving and loading a device from a VMM's migration thread |
 //! | [`mapping`] | regions mapped into this process |
 //! | [`twin`] | requests the server makes: guest memory by message, interrupt routes |
 //! | [`spawn()`] | a backend process of one's own |
@@ -26,7 +27,9 @@ mod error;
 mod feature;
 mod info;
 mod irqs;
+mod logging;
 pub mod mapping;
+pub mod migration;
 mod negotiation;
 mod spawn;
 pub mod twin;
@@ -38,7 +41,7 @@ pub use client::Client;
 pub use dma::Access;
 pub use error::Error;
 pub use info::{RegionInfo, RegionIoFds};
-pub use negotiation::{Negotiated, Options};
+pub use negotiation::{MigrationFeatures, Negotiated, Options};
 pub use spawn::{Spawned, spawn};
 pub use twin::Callbacks;
 pub use vfio_user_protocol as protocol;

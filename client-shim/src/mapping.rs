@@ -8,6 +8,7 @@
 // Mapping memory is the one thing this crate does that the compiler cannot check.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
@@ -75,8 +76,23 @@ impl RegionInfo {
         if is_file && u64::try_from(stat.st_size).is_ok_and(|size| size < file_end) {
             return Err(invalid());
         }
+        let mapped = MappedArea::new(fd, base + area.offset, length, self.writable);
+        let mut mapped = mapped.map_err(Error::Map)?;
+        mapped.offset = area.offset;
+        Ok(mapped)
+    }
+}
+
+impl MappedArea {
+    /// Maps part of a file, shared.
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        at: u64,
+        length: usize,
+        writable: bool,
+    ) -> io::Result<Self> {
         let mut protection = ProtFlags::READ;
-        protection.set(ProtFlags::WRITE, self.writable);
+        protection.set(ProtFlags::WRITE, writable);
         // SAFETY: a new mapping at an address of the kernel's choosing takes no memory from anything else.
         let pointer = unsafe {
             mmap(
@@ -85,20 +101,17 @@ impl RegionInfo {
                 protection,
                 MapFlags::SHARED,
                 fd,
-                base + area.offset,
+                at,
             )
-        };
-        let pointer = pointer.map_err(|errno| Error::Map(errno.into()))?;
-        Ok(MappedArea {
-            offset: area.offset,
-            pointer: NonNull::new(pointer.cast()).ok_or_else(invalid)?,
+        }?;
+        Ok(Self {
+            offset: 0,
+            pointer: NonNull::new(pointer.cast()).ok_or(Errno::INVAL)?,
             length,
-            writable: self.writable,
+            writable,
         })
     }
-}
 
-impl MappedArea {
     /// Where the area begins, in bytes from the start of the region.
     #[must_use]
     pub fn offset(&self) -> u64 {

@@ -41,6 +41,56 @@ pub struct Options {
     pub irq_routes: bool,
     /// Offer `describe`: the server says what it serves.
     pub describe: bool,
+    /// Offer `explain`: errors carry the server's words.
+    pub explain: bool,
+    /// What to offer for migration.
+    pub migration: MigrationFeatures,
+}
+
+/// What goes beyond the specification in migration; offered, then granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MigrationFeatures {
+    /// `precopy_info`: how much of pre-copy is left.
+    pub precopy_info: bool,
+    /// `pending`: all sizes in one sanitized query.
+    pub pending: bool,
+    /// `mig_channel`: a socket of its own, so that no access of the guest waits for a save.
+    pub channel: bool,
+    /// `mig_shm`: data through shared memory.
+    pub shared_memory: bool,
+    /// `mig_p2p`: the P2P states.
+    pub p2p: bool,
+}
+
+impl MigrationFeatures {
+    /// What the specification has, and no more.
+    pub const NONE: Self = Self {
+        precopy_info: false,
+        pending: false,
+        channel: false,
+        shared_memory: false,
+        p2p: false,
+    };
+    /// Everything.
+    pub const ALL: Self = Self {
+        precopy_info: true,
+        pending: true,
+        channel: true,
+        shared_memory: true,
+        p2p: true,
+    };
+
+    /// The features by name, each with whether it is in.
+    #[must_use]
+    pub fn names(self) -> [(&'static str, bool); 5] {
+        [
+            (extension::migration::PRECOPY_INFO, self.precopy_info),
+            (extension::migration::PENDING, self.pending),
+            (extension::migration::MIG_CHANNEL, self.channel),
+            (extension::migration::MIG_SHM, self.shared_memory),
+            (extension::migration::MIG_P2P, self.p2p),
+        ]
+    }
 }
 
 impl Default for Options {
@@ -54,6 +104,8 @@ impl Default for Options {
             callbacks: None,
             irq_routes: false,
             describe: false,
+            explain: false,
+            migration: MigrationFeatures::NONE,
         }
     }
 }
@@ -85,6 +137,10 @@ pub struct Negotiated {
     pub twin_socket: bool,
     /// The server tells interrupt routes.
     pub irq_routes: bool,
+    /// The server says why it refuses something.
+    pub explain: bool,
+    /// What the server grants for migration.
+    pub migration: MigrationFeatures,
     /// What the server says of its device, for people; empty without `describe`.
     pub device: BTreeMap<String, String>,
 }
@@ -102,8 +158,10 @@ impl Options {
                 self.irq_routes && self.callbacks.is_some(),
             ),
             (extension::DESCRIBE, self.describe),
+            (extension::migration::EXPLAIN, self.explain),
         ];
-        let wanted = wanted.into_iter().filter(|(_, wanted)| *wanted);
+        let wanted = wanted.into_iter().chain(self.migration.names());
+        let wanted = wanted.filter(|(_, wanted)| *wanted);
         let features: Vec<_> = wanted.map(|(name, _)| name.to_owned()).collect();
         (!features.is_empty()).then(|| Extension {
             version: extension::VERSION,
@@ -175,6 +233,14 @@ pub(crate) fn negotiate(
         write_multiple: answer.write_multiple.unwrap_or(false),
         twin_socket: twin.is_some(),
         irq_routes: twin.is_some() && answer.has_feature(extension::IRQ_ROUTES),
+        explain: answer.has_feature(extension::migration::EXPLAIN),
+        migration: MigrationFeatures {
+            precopy_info: answer.has_feature(extension::migration::PRECOPY_INFO),
+            pending: answer.has_feature(extension::migration::PENDING),
+            channel: answer.has_feature(extension::migration::MIG_CHANNEL),
+            shared_memory: answer.has_feature(extension::migration::MIG_SHM),
+            p2p: answer.has_feature(extension::migration::MIG_P2P),
+        },
         device: answer
             .extension
             .map_or_else(BTreeMap::new, |extension| extension.device),
@@ -272,9 +338,32 @@ mod tests {
             write_multiple: false,
             twin_socket: false,
             irq_routes: false,
+            explain: false,
+            migration: MigrationFeatures::NONE,
             device: BTreeMap::new(),
         };
         assert_eq!(negotiated("{}"), expected);
+    }
+
+    #[test]
+    fn features_of_migration_are_granted_one_by_one() {
+        let options = Options {
+            explain: true,
+            migration: MigrationFeatures::ALL,
+            ..Options::default()
+        };
+        let granted = r#"{"capabilities":{"x_vfio_user_gpu":{"version":1,"features":
+            ["mig_channel","pending","explain"]}}}"#;
+        let client = answered(options, [0, 0], granted, 0).unwrap();
+        let expected = MigrationFeatures {
+            channel: true,
+            pending: true,
+            ..MigrationFeatures::NONE
+        };
+        assert_eq!(client.negotiated().migration, expected);
+        assert!(client.negotiated().explain);
+        let unasked = answered(Options::default(), [0, 0], granted, 0);
+        assert!(unasked.is_err());
     }
 
     #[test]

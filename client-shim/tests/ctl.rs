@@ -30,12 +30,35 @@ fn complaint(output: &Output) -> String {
 fn help_names_every_command_and_option() {
     let help = ctl(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
-    for word in ["info", "demo", "bench", "Exit status"] {
+    for word in [
+        "info",
+        "migrate",
+        "save",
+        "load",
+        "demo",
+        "bench",
+        "Exit status",
+        "guest memory",
+    ] {
         assert!(stdout(&help).contains(word), "{word}: {help:?}");
     }
     for (command, options) in [
         ("info", &["<SOCKET>", "--json", "--timeout"][..]),
         ("demo", &["--json", "--backend"]),
+        (
+            "migrate",
+            &[
+                "--from",
+                "--to",
+                "--bandwidth",
+                "--downtime-limit",
+                "--report",
+                "--json",
+                "no guest memory",
+            ],
+        ),
+        ("save", &["<SOCKET>", "--live", "--output", "stdout"]),
+        ("load", &["<SOCKET>", "[FILE]", "stdin"]),
         ("bench", &["<SOCKET>", "--json", "--timeout", "--samples"]),
     ] {
         let help = ctl(&[command, "--help"]);
@@ -62,6 +85,21 @@ fn bad_arguments_get_one_line_and_exit_code_2() {
         (&["bench", "--samples", "many", "/s"], "many"),
         (&["bench", "--samples", "0", "/s"], "--samples"),
         (&["demo", "--backend"], "--backend"),
+        (&["migrate", "--from", "/s"], "--to"),
+        (
+            &[
+                "migrate",
+                "--from",
+                "/s",
+                "--to",
+                "/t",
+                "--bandwidth",
+                "fast",
+            ],
+            "950Mbit",
+        ),
+        (&["save"], "<SOCKET>"),
+        (&["load", "/s", "/f", "/g"], "/g"),
     ] {
         let output = ctl(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -86,6 +124,28 @@ fn a_failure_names_its_cause_in_one_line_and_exits_with_1() {
             "/nonexistent/b: No such file or directory",
         ),
         (&["demo", "--backend", "false"], "ended at once"),
+        (
+            &[
+                "migrate",
+                "--from",
+                "/nonexistent/s",
+                "--to",
+                "/nonexistent/t",
+            ],
+            "/nonexistent/s: No such file or directory",
+        ),
+        (
+            &["save", "/nonexistent/s"],
+            "/nonexistent/s: No such file or directory",
+        ),
+        (
+            &["save", "/nonexistent/s", "-o", "/nonexistent/f"],
+            "Cannot write /nonexistent/f",
+        ),
+        (
+            &["load", "/nonexistent/s", "/nonexistent/f"],
+            "Cannot read /nonexistent/f",
+        ),
     ] {
         let output = ctl(arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");

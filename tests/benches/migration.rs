@@ -175,8 +175,8 @@ fn scribble(file: BorrowedFd<'_>, size: usize) -> &'static mut [u8] {
         );
         std::slice::from_raw_parts_mut(start.expect("mmap").cast::<u8>(), size)
     };
-    for (index, byte) in memory.iter_mut().enumerate() {
-        *byte = (index % 251) as u8;
+    for (byte, value) in memory.iter_mut().zip((0..251).cycle()) {
+        *byte = value;
     }
     memory
 }

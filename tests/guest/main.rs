@@ -8,6 +8,7 @@ mod dma;
 mod draw;
 mod engine;
 mod interrupt;
+mod lspci;
 mod mapping;
 mod pci_device;
 mod registers;
@@ -84,6 +85,7 @@ fn check(name: &str) -> Outcome {
         "interrupt" => interrupt::intx(),
         "reset" => reset::function_level(),
         "draw" => draw::draw(),
+        "lspci" => lspci::displays(),
         _ => match vfio::check(name) {
             Some(check) => check(),
             None => Err("there is no such check".into()),

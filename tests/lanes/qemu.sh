@@ -3,7 +3,7 @@
 # by `run`.
 
 lane_qemu() {
-    local components=(cloud-kernel stock-kernel)
+    local components=(cloud-kernel stock-kernel pciutils)
     [ -n "${QEMU_VFIO_USER:-}" ] || components+=(qemu)
     prepare "${components[@]}" || return
     local qemu=${QEMU_VFIO_USER:-${PREPARED[qemu]:-}/run}
@@ -17,5 +17,6 @@ lane_qemu() {
     QEMU_VFIO_USER=$qemu \
         VFIO_USER_GPU_CLOUD_KERNEL=${PREPARED[cloud-kernel]} \
         VFIO_USER_GPU_STOCK_KERNEL=${PREPARED[stock-kernel]} \
+        VFIO_USER_GPU_PCIUTILS=${PREPARED[pciutils]} \
         cargo_tests --package system-tests --test 'qemu_*' -- --ignored
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 # A kernel of our own configuration (tests/kernel/config), built from Debian's newest source package. The build takes
-# ten minutes or so; it happens once for each change of that configuration or of this file. Sourced by `prepare`.
+# ten minutes or so; it happens once for each change of that configuration or of this file. TREE/headers is what modules are built with. Sourced by
+# `prepare`.
 
 # build_own_kernel TREE DEBS
 build_own_kernel() {
@@ -31,8 +32,21 @@ build_own_kernel() {
     tar -cf "$debs/modules.tar" -C "$build" -T "$debs/built"
     sed "s|^|$debs/modules.tar |" "$debs/built" >"$debs/files"
     collect_modules "$tree" "$debs" mtty mdpy mbochs
+    keep_headers "$build" "$tree/headers/usr/src/kernel"
     rm -rf "$debs"
     printf '%s\n' "$package" >"$tree/packages"
+}
+
+# keep_headers BUILD TO: the parts of a kernel's build folder that modules outside it are built with.
+keep_headers() {
+    mkdir -p "$2"
+    (
+        cd "$1"
+        find Makefile Kbuild .config Module.symvers include scripts arch/x86/Makefile* arch/x86/include \
+            tools/objtool/objtool ! -type d ! -name '*.o' ! -name '*.a' -print0 2>/dev/null || true
+    ) >"$2.files"
+    tar -c -C "$1" --null -T "$2.files" | tar -x -C "$2"
+    rm "$2.files"
 }
 
 # check_config BUILD: every line of the fragment holds in the final configuration.

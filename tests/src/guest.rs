@@ -34,6 +34,7 @@ pub struct Guest {
     devices: Vec<Value>,
     folders: Vec<String>,
     files: Vec<(String, PathBuf)>,
+    modules: Vec<(String, PathBuf)>,
 }
 
 impl Guest {
@@ -49,6 +50,7 @@ impl Guest {
             devices: Vec::new(),
             folders: Vec::new(),
             files: Vec::new(),
+            modules: Vec::new(),
         }
     }
 
@@ -78,6 +80,13 @@ impl Guest {
     #[must_use]
     pub fn file(mut self, path: &str, source: PathBuf) -> Self {
         self.files.push((path.to_owned(), source));
+        self
+    }
+
+    /// Has it load a module after those of its kernel's tree.
+    #[must_use]
+    pub fn module(mut self, name: &str, source: PathBuf) -> Self {
+        self.modules.push((name.to_owned(), source));
         self
     }
 
@@ -124,16 +133,23 @@ impl Guest {
 
     #[track_caller]
     fn initramfs(&self) -> Vec<u8> {
-        let order = read(&self.kernel.join("load-order"));
+        let mut order =
+            String::from_utf8_lossy(&read(&self.kernel.join("load-order"))).into_owned();
+        let packaged: Vec<_> = order.lines().map(str::to_owned).collect();
         let mut archive = Initramfs::new();
         for folder in ["bin", "modules", "proc", "sys", "tmp"] {
             archive.folder(folder);
         }
-        archive.file("modules/load-order", &order);
-        for module in String::from_utf8_lossy(&order).lines() {
-            let content = read(&self.kernel.join("modules").join(module));
+        for module in packaged {
+            let content = read(&self.kernel.join("modules").join(&module));
             archive.file(&format!("modules/{module}"), &content);
         }
+        for (name, source) in &self.modules {
+            archive.file(&format!("modules/{name}"), &read(source));
+            order.push_str(name);
+            order.push('\n');
+        }
+        archive.file("modules/load-order", order.as_bytes());
         for folder in &self.folders {
             archive.folder(folder);
         }
@@ -263,6 +279,12 @@ impl Report {
                 self.console
             ),
         }
+    }
+
+    /// What the guest said.
+    #[must_use]
+    pub fn console(&self) -> &str {
+        &self.console
     }
 
     /// Prints what the guest said, for the record of what was exercised.

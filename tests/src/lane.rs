@@ -36,10 +36,25 @@ pub fn vfio_kernel() -> PathBuf {
     from_environment("VFIO_USER_GPU_VFIO_KERNEL")
 }
 
+/// Our kernel module of test devices, built for [`vfio_kernel`].
+#[track_caller]
+pub fn test_module() -> PathBuf {
+    from_environment("VFIO_USER_GPU_TEST_MODULE")
+}
+
 /// A shell and its usual commands in one static program.
 #[track_caller]
 pub fn busybox() -> PathBuf {
     from_environment("VFIO_USER_GPU_BUSYBOX")
+}
+
+/// The tree of Debian's pciutils: `lspci/` with all that the program needs.
+///
+/// # Panics
+/// Outside its lane, like all of this module.
+#[track_caller]
+pub fn pciutils() -> PathBuf {
+    from_environment("VFIO_USER_GPU_PCIUTILS")
 }
 
 #[track_caller]

@@ -19,6 +19,7 @@
 //! | [`engine`] | the model GPU's engine, driven through whichever client |
 //! | [`eventfd`] | interrupts as a client gets them |
 //! | [`opregion`] | an OpRegion of Intel graphics |
+//! | [`view`] | what a guest's lspci says of display devices, and the fixtures they are made of |
 //! | [`model_gpu`] | the registers of the model GPU, as a driver writer sees them |
 //!
 //! Nothing here knows how the backend works inside; it is a program with options and a socket.
@@ -47,6 +48,7 @@ pub mod qtest;
 pub mod raw_client;
 pub mod screen;
 pub mod vfio_machine;
+pub mod view;
 
 use std::time::Duration;
 

@@ -28,11 +28,29 @@ fn the_demo_says_ok() {
     let report = json(&output);
     assert!(output.status.success(), "{report:#}");
     assert_eq!(report["ok"], true, "{report:#}");
-    assert_eq!(
-        report["bytes"],
-        2 * (16 << 20),
-        "there and back: {report:#}"
+    assert_eq!(report["verified"], true, "{report:#}");
+    assert!(
+        report["bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 24 << 20),
+        "all of the VRAM that was in use: {report:#}"
     );
+    assert_eq!(
+        report["dma_bytes"],
+        (2 * 16 + 8) << 20,
+        "there and back, and once at the destination: {report:#}"
+    );
+    for key in [
+        "passes",
+        "downtime_ms",
+        "expected_downtime_ms",
+        "throughput_mib_s",
+    ] {
+        assert!(
+            report[key].as_f64().is_some_and(|figure| figure > 0.0),
+            "{key}: {report:#}"
+        );
+    }
     assert!(
         report["interrupts"]
             .as_u64()

@@ -34,7 +34,7 @@ impl Rig {
     }
 
     fn client(&self) -> Client {
-        Client::connect(&self.backend.socket(), Options::default()).expect("a client")
+        Client::connect(self.backend.socket(), Options::default()).expect("a client")
     }
 
     fn ctl(&self, arguments: &[&str]) -> Output {

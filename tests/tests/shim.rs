@@ -353,8 +353,8 @@ fn a_refusal_carries_its_errno_and_the_connection_goes_on() {
         Errno::INVAL.raw_os_error()
     );
     assert!(
-        !client.feature_probe(1, 1 << 16).expect("PROBE"),
-        "no migration yet"
+        !client.feature_probe(3, 1 << 17).expect("PROBE"),
+        "no such feature (low power)"
     );
     client.dma_unmap(0, MIB).expect("unmap");
 }

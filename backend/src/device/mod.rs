@@ -13,10 +13,12 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::memory::DirtyTracker;
 use crate::migration::MigrationDriver;
 use crate::pci::ConfigSpace;
 use crate::quirks::Doorbell;
@@ -175,6 +177,11 @@ pub trait Device: Send + Sync + fmt::Debug {
 
     /// How the device migrates, if it does.
     fn migration(&self) -> Option<&dyn MigrationDriver> {
+        None
+    }
+
+    /// The device's own tracking of what it writes to guest memory, where it has that.
+    fn dirty_tracker(&self) -> Option<Arc<dyn DirtyTracker>> {
         None
     }
 

@@ -6,11 +6,13 @@
 //! reference left once it has the lock.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{FileType, fstat};
 
+use super::dirty::Logging;
 use super::dma::MessageDma;
 use super::iommu::{Iommu, IommuMap};
 use super::mapping::Mapping;
@@ -51,10 +53,19 @@ pub(super) struct Map {
     pub(super) kept: Option<(Arc<OwnedFd>, u64)>,
 }
 
+impl Map {
+    /// Hardware was told of it, if there is any.
+    pub(super) fn in_iommu(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct State {
     maps: BTreeMap<u64, Map>,
     pub(super) messages: Option<Arc<dyn MessageDma>>,
+    /// What the device writes is being logged.
+    pub(super) logging: Option<Box<Logging>>,
 }
 
 impl State {
@@ -75,6 +86,17 @@ impl State {
         };
         let known = self.maps.values().find_map(same);
         known.unwrap_or_else(|| Arc::new(file))
+    }
+
+    /// The maps that have an address of the range in them, and where they begin.
+    pub(super) fn overlapping(
+        &self,
+        range: &RangeInclusive<u64>,
+    ) -> impl Iterator<Item = (u64, &Map)> {
+        let first = *range.start();
+        let first = self.containing(first).map_or(first, |(start, _)| start);
+        let maps = self.maps.range(first..=*range.end());
+        maps.map(|(&start, map)| (start, map))
     }
 }
 
@@ -123,7 +145,15 @@ impl AddressSpace {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+    pub(super) fn cpu_access(&self) -> CpuAccess {
+        self.cpu_access
+    }
+
+    pub(super) fn iommu(&self) -> Option<&Arc<dyn Iommu>> {
+        self.iommu.as_ref()
+    }
+
+    pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -213,11 +243,16 @@ impl AddressSpace {
     /// Takes one map from the hardware and then from the tables. If the hardware keeps it, so do they.
     fn release(&self, state: &mut State, start: u64) -> Result<Option<Map>, MapError> {
         if let (Some(iommu), Some(map)) = (&self.iommu, state.maps.get(&start))
-            && map.file.is_some()
+            && map.in_iommu()
         {
             // A size is a multiple of the page size, so this does not wrap to 0.
             let size = (map.last - start).wrapping_add(1);
-            iommu.unmap(start, size).map_err(|source| MapError::Iommu {
+            let writable = map.access.allows(Access::WRITE);
+            let unmapped = match state.logging.as_ref().filter(|_| writable) {
+                Some(logging) => logging.unmap(&**iommu, &(start..=map.last), size),
+                None => iommu.unmap(start, size),
+            };
+            unmapped.map_err(|source| MapError::Iommu {
                 iova: start,
                 source,
             })?;
@@ -302,13 +337,14 @@ impl AddressSpace {
         outcome.map(|()| removed.len())
     }
 
-    /// What a client's leaving leaves: no maps, and no way to ask the client for memory.
+    /// What a client's leaving leaves: no maps, no logging, and no way to ask the client for memory.
     ///
     /// # Errors
     /// [`MapError::Iommu`] if the hardware does not let go of a map. It stays in the tables too, so that the
     /// next client cannot believe the address free.
     pub fn clear(&self) -> Result<(), MapError> {
         self.set_message_dma(None);
+        self.end_logging();
         self.unmap_all().map(drop)
     }
 }

@@ -107,6 +107,15 @@ impl State {
         })
     }
 
+    /// Notes that the device wrote there, if that is being logged; called once it is done.
+    fn wrote(&self, iova: u64, length: usize) {
+        if let Some(logging) = &self.logging
+            && let Some(tail) = (length as u64).checked_sub(1)
+        {
+            logging.mark(iova..=iova.saturating_add(tail));
+        }
+    }
+
     /// The client's own hand, for memory without a descriptor.
     fn messages(&self, iova: u64) -> Result<Arc<dyn MessageDma>, DmaFault> {
         let fault = fault(iova, FaultReason::NoDescriptor);
@@ -194,8 +203,13 @@ impl AddressSpace {
         let state = self.state();
         let piece = state.piece(iova, limit, access)?;
         let length = piece.length;
-        if piece.visit(iova, length, &mut *visit)? {
-            return Ok(length);
+        let visited = piece.visit(iova, length, &mut *visit);
+        if visited != Ok(false) {
+            // Part of it may have been written before it failed.
+            if access.allows(Access::WRITE) {
+                state.wrote(iova, length);
+            }
+            return visited.map(|_| length);
         }
         let messages = state.messages(iova)?;
         drop(state);
@@ -206,7 +220,9 @@ impl AddressSpace {
         }
         visit(VolatileSlice::from(bounce.as_mut_slice()));
         if access.allows(Access::WRITE) {
-            messages.write(iova, bounce).map_err(failed)?;
+            let written = messages.write(iova, bounce);
+            self.state().wrote(iova, bounce.len());
+            written.map_err(failed)?;
         }
         Ok(bounce.len())
     }
@@ -293,12 +309,13 @@ impl AddressSpace {
         let length = source.length.min(target.length);
         if source.map.memory.is_some() && target.map.memory.is_some() {
             let mut written = Ok(true);
-            source.visit(src, length, |source| {
+            let read = source.visit(src, length, |source| {
                 written = target.visit(dst, length, |target| {
                     source.copy_to_volatile_slice(target);
                 });
-            })?;
-            return written.map(|_| length);
+            });
+            state.wrote(dst, length);
+            return read.and(written).map(|_| length);
         }
         drop(state);
         bounce.resize(length.min(BOUNCE), 0);

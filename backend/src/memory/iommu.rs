@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
+use super::dirty::{DirtyTracker, Mark};
 use super::mapping::MappingError;
 use super::request::Access;
 
@@ -26,6 +27,20 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`IommuError`]; the map must then be taken to be still there.
     fn unmap(&self, iova: u64, size: u64) -> Result<(), IommuError>;
+
+    /// Its own way to tell which pages the device wrote, if it has one.
+    fn tracker(&self) -> Option<&dyn DirtyTracker> {
+        None
+    }
+
+    /// As [`Self::unmap`], while its tracker tracks: marks what was written and not collected yet.
+    ///
+    /// # Errors
+    /// As [`Self::unmap`].
+    fn unmap_tracked(&self, iova: u64, size: u64, mark: &mut Mark<'_>) -> Result<(), IommuError> {
+        mark(iova..=iova.saturating_add(size.saturating_sub(1)));
+        self.unmap(iova, size)
+    }
 }
 
 /// One map for an [`Iommu`], checked: page aligned, inside its file, overlapping no other.

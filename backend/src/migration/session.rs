@@ -412,7 +412,8 @@ impl Migration {
                 let whole = driver.stop_copy_size().ok();
                 inner.estimate.told(None, whole, Instant::now());
                 exact_now = true;
-                false
+                // A device without pre-copy has no initial data that a switch-over would wait for.
+                !driver.support().pre_copy
             }
         };
         Ok(Report {

@@ -87,7 +87,11 @@ impl Source {
     /// # Errors
     /// The driver's errno.
     pub fn precopy_info(&mut self) -> Result<PrecopyInfo, Errno> {
-        let info = self.stream.precopy_info()?;
+        let mut info = self.stream.precopy_info()?;
+        // Garbage is not initial data that the destination would have to wait for.
+        if i64::try_from(info.initial).is_err() {
+            info.initial = 0;
+        }
         if (info.reinit || info.initial > 0) && self.initial == Initial::Done {
             self.initial = Initial::Expected;
             self.stage(Kind::InitialAgain, &[]);

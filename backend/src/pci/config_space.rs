@@ -290,6 +290,10 @@ impl ConfigSpace {
         ours && self.rules.get(index).is_some_and(fixed)
     }
 
+    pub(super) fn rules(&self) -> &[ByteRule] {
+        &self.rules
+    }
+
     pub(super) fn values_mut(&mut self) -> &mut [u8] {
         &mut self.values
     }

@@ -162,6 +162,12 @@ impl ConfigSpace {
         Cow::Owned(kept.map(|(byte, flr)| byte & !flr).collect())
     }
 
+    /// Bits that a guest writes and that are followed here, as `(offset, value at reset, mask)`.
+    pub(crate) fn followed(&self) -> impl Iterator<Item = (usize, u8, u8)> + '_ {
+        let rules = self.rules().iter().enumerate();
+        rules.filter_map(|(at, rule)| (rule.write != 0).then_some((at, rule.reset, rule.write)))
+    }
+
     /// Takes the device's own bits over from `bytes`, after something changed them behind our back.
     pub fn refresh(&mut self, bytes: &[u8]) {
         let Some(live) = self.live.take() else {

@@ -189,6 +189,12 @@ impl ConfigSpace {
         })
     }
 
+    /// How many MSI vectors the function asks for: 0 without MSI, else 1, 2, 4, 8, 16 or 32.
+    pub fn msi_capable(&self) -> u8 {
+        let flags = self.places.msi.map(|at| self.u16_at(at + PCI_MSI_FLAGS));
+        flags.map_or(0, |flags| 1 << ((flags & PCI_MSI_FLAGS_QMASK) >> 1).min(5))
+    }
+
     /// The MSI-X capability; `None` without one.
     pub fn msix(&self) -> Option<MsixState> {
         let at = self.places.msix?;

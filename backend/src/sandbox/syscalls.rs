@@ -49,7 +49,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_write,             // eventfds, the log on stderr, migration data
         l::SYS_writev,            // the log on stderr
         l::SYS_pread64,           // kernel device: regions, the migration region
-        l::SYS_pwrite64,          // kernel device: the same; VRAM that cannot punch holes
+        l::SYS_pwrite64,          // kernel device: the same; VRAM: zeros, migration
         l::SYS_close,             // descriptors of a client
         l::SYS_dup,               // descriptors for a client
         l::SYS_fcntl,             // duplicating close-on-exec, seals

@@ -126,9 +126,16 @@ impl Session {
     fn describe(&self, answer: &mut Capabilities) {
         let wanted = answer.has_feature(extension::DESCRIBE);
         if let Some(extension) = answer.extension.as_mut().filter(|_| wanted) {
-            let device = self.function.device().description();
+            let device = self.function.device();
+            let mut description = device.description();
+            if let Some(driver) = device.migration() {
+                description.push(("migration data", driver.data_version()));
+            }
+            description.push(("on disconnect", self.on_disconnect().to_owned()));
+            let written = self.function.logging_source();
+            description.push(("written pages", written.to_owned()));
             let text = |(key, value): (&str, String)| (key.to_owned(), value);
-            extension.device = device.into_iter().map(text).collect();
+            extension.device = description.into_iter().map(text).collect();
         }
     }
 

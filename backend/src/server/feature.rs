@@ -5,14 +5,15 @@ use std::mem::size_of;
 
 use vfio_user_protocol::codec::Reader;
 use vfio_user_protocol::feature::{
-    DeviceState, Feature, GET, INDEX_MASK, MIG_DATA_SIZE, MIG_DEVICE_STATE, MIG_PRECOPY_INFO_V2,
-    MIGRATION, PROBE, SET,
+    DMA_LOGGING_REPORT, DMA_LOGGING_START, DMA_LOGGING_STOP, DeviceState, Feature, GET, INDEX_MASK,
+    MIG_DATA_SIZE, MIG_DEVICE_STATE, MIG_PRECOPY_INFO_V2, MIGRATION, PROBE, SET,
 };
 use zerocopy::IntoBytes;
 
 use super::migration::MigrationCommands;
 use super::refusal::Refusal;
 use super::replies::Reply;
+use crate::memory::LoggingError;
 use crate::migration::Error;
 
 impl MigrationCommands {
@@ -57,6 +58,14 @@ impl MigrationCommands {
 
     /// In which ways a feature can be used.
     fn ways(&self, feature: u32) -> Result<u32, Refusal> {
+        // Whether a device tells what it writes has nothing to do with whether it migrates.
+        if let DMA_LOGGING_START | DMA_LOGGING_STOP | DMA_LOGGING_REPORT = feature {
+            return match (self.function.can_log(), feature) {
+                (false, _) => Err(LoggingError::Unsupported.into()),
+                (true, DMA_LOGGING_REPORT) => Ok(GET),
+                (true, _) => Ok(SET),
+            };
+        }
         let support = self.function.migration().support(self.granted.p2p);
         let support = support.ok_or(Error::NotSupported)?;
         Ok(match feature {
@@ -67,14 +76,10 @@ impl MigrationCommands {
         })
     }
 
-    fn feature_get(
-        &self,
-        asked: &Feature,
-        _input: &[u8],
-        reply: &mut Reply,
-    ) -> Result<(), Refusal> {
+    fn feature_get(&self, asked: &Feature, input: &[u8], reply: &mut Reply) -> Result<(), Refusal> {
         let migration = self.function.migration();
         match asked.index() {
+            DMA_LOGGING_REPORT => self.logging_report(asked, input, reply),
             MIGRATION => {
                 let support = migration.support(self.granted.p2p);
                 let flags = support.ok_or(Error::NotSupported)?.flags();
@@ -95,6 +100,8 @@ impl MigrationCommands {
     fn feature_set(&mut self, feature: u32, data: &[u8]) -> Result<(), Refusal> {
         let mut reader = Reader::new(data);
         match feature {
+            DMA_LOGGING_START => self.logging_start(data),
+            DMA_LOGGING_STOP => Ok(self.function.logging_stop()?),
             MIG_DEVICE_STATE => {
                 let state: DeviceState = reader.take("mig_device_state")?;
                 let (function, show) = (&*self.function, self.granted.p2p);

@@ -56,7 +56,7 @@ pub(super) struct MigrationCommands {
     pub(super) function: Arc<Function>,
     pub(super) granted: Granted,
     /// Bytes of data the client takes in one message.
-    max_data: usize,
+    pub(super) max_data: usize,
     shared: Option<SharedMemory>,
 }
 

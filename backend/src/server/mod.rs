@@ -9,6 +9,7 @@
 //! | `commands.rs` | one function per command |
 //! | `replies.rs`, `refusal.rs` | the way back: replies, errnos and their reasons |
 //! | `migration.rs`, `feature.rs`, `shared.rs` | the commands of migration; memory that carries its data |
+//! | `logging.rs` | DMA logging: the features' layout |
 //! | `channel.rs` | the migration channel: a socket and a thread of its own |
 //! | `irqs.rs` | SET_IRQS checked and translated; pure |
 //! | `twin.rs` | requests of ours to the client, on the twin socket |
@@ -18,6 +19,7 @@ mod commands;
 mod endpoint;
 mod feature;
 mod irqs;
+mod logging;
 mod migration;
 mod refusal;
 mod replies;

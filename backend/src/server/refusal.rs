@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use vfio_user_protocol::DecodeError;
 
 use super::irqs::IrqError;
-use crate::memory::MapError;
+use crate::memory::{LoggingError, MapError};
 use crate::{device, migration};
 
 /// Why one request is refused.
@@ -22,6 +22,9 @@ pub enum Refusal {
     /// The guest memory cannot be mapped or unmapped.
     #[error("Guest memory")]
     Map(#[from] MapError),
+    /// What the device writes cannot be logged as asked.
+    #[error("DMA logging")]
+    Logging(#[from] LoggingError),
     /// The interrupt request makes no sense.
     #[error("Interrupt request")]
     Irq(#[source] IrqErrorSource),
@@ -60,6 +63,7 @@ impl Refusal {
             Self::Decode(_) | Self::Irq(_) | Self::Unexpected(_) => Errno::INVAL,
             Self::Device(error) => error.errno(),
             Self::Map(error) => error.errno(),
+            Self::Logging(error) => error.errno(),
             Self::Migration(error) => error.errno(),
             Self::Os { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
         };

@@ -218,6 +218,15 @@ impl Session {
         served
     }
 
+    /// What becomes of the device when the client leaves, as the option says it.
+    pub(super) fn on_disconnect(&self) -> &'static str {
+        if self.reset_on_disconnect {
+            "reset"
+        } else {
+            "keep"
+        }
+    }
+
     /// Ends what the client had. A device that is to be kept goes on running first, if migration lets it; else
     /// the reset comes first, as it makes a driver return that keeps the channel's thread.
     fn clean_up(&mut self) -> Result<(), device::Error> {
@@ -229,6 +238,8 @@ impl Session {
             let cleaned = self.function.disconnect(true);
             if let Some(channel) = channel {
                 channel.join();
+                // A request that was under way there may have started it again.
+                self.function.end_logging();
             }
             return cleaned;
         }

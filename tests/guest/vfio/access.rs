@@ -38,6 +38,7 @@ pub fn info() -> Outcome {
         "IOMMU group: ",
         "opened by: /dev/vfio/",
         "BAR handoff: auto: ",
+        "written pages: ",
     ];
     if !output.status.success() || !described.iter().all(|part| text.contains(part)) {
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -79,9 +79,14 @@ impl Launch {
     }
 
     /// Starts it listening on [`SOCKET`].
-    pub fn listen(mut self) -> Result<Listening, Box<dyn Error>> {
-        self.command.args(["--socket-path", SOCKET]);
-        Listening::start(self.command, SOCKET)
+    pub fn listen(self) -> Result<Listening, Box<dyn Error>> {
+        self.listen_at(SOCKET)
+    }
+
+    /// Starts it listening.
+    pub fn listen_at(mut self, socket: &'static str) -> Result<Listening, Box<dyn Error>> {
+        self.command.args(["--socket-path", socket]);
+        Listening::start(self.command, socket)
     }
 
     /// Starts it where it must refuse, and returns the one line in which it says why.

@@ -5,14 +5,17 @@
 mod access;
 mod backend;
 mod bad_input;
+mod dirty;
 mod dma;
 mod edu;
 mod events;
+mod gpu;
 mod igb;
 mod interrupts;
 mod kernel;
 mod lifecycle;
 mod memory;
+mod migration;
 mod pci;
 mod places;
 mod privileges;
@@ -36,6 +39,21 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "vfio-interrupts" => probe::interrupts,
         "vfio-reset" => probe::reset,
         "vfio-token" => probe::vf_token,
+        "gpu-variants" => gpu::variants,
+        "gpu-interrupts" => gpu::interrupts,
+        "gpu-igd" => gpu::igd,
+        "gpu-v2" => gpu::every_variant,
+        "gpu-v1" => gpu::every_layout,
+        "gpu-faults" => gpu::faults,
+        "gpu-logging" => gpu::logging,
+        "gpu-quiet" => gpu::quiet,
+        "owner-v2" => gpu::owner_every_variant,
+        "owner-v1" => gpu::owner_every_layout,
+        "owner-mtty" => gpu::owner_mtty,
+        "owner-faults" => gpu::owner_faults,
+        "owner-streams" => gpu::owner_streams,
+        "owner-v1-faults" => gpu::owner_v1_faults,
+        "owner-ctl" => gpu::owner_tool,
         "owner-devices" => access::all_devices,
         "owner-mdev" => access::mediated,
         "owner-not-mapped" => dma::not_mapped,
@@ -43,12 +61,16 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-trapped" => access::trapped,
         "owner-handed-over" => access::handed_over,
         "owner-dma" => dma::copy,
+        "owner-dirty" => dirty::hardware,
+        "owner-dirty-gpu" => dirty::device_itself,
+        "owner-dirty-mdev" => dirty::mediated,
         "owner-bus-master" => dma::bus_master,
         "owner-bad-maps" => dma::bad_maps,
         "owner-msi" => interrupts::msi,
         "owner-msix" => interrupts::msix,
         "owner-intx" => interrupts::intx,
         "owner-routes" => routes::msix,
+        "plain-mtty" => migration::mtty,
         "owner-resets" => lifecycle::resets,
         "owner-unplug" => lifecycle::unplug,
         "owner-client-killed" => lifecycle::client_killed,

@@ -44,6 +44,7 @@ macro_rules! boot {
 #[track_caller]
 fn owner() -> Guest {
     vfio_guest(lane::vfio_kernel())
+        .module("vugtest.ko", lane::test_module())
         .file("bin/vfio-user-gpu", binaries::static_backend())
         .file("bin/vfio-user-ctl", binaries::static_ctl())
 }
@@ -62,6 +63,32 @@ boot! {
 }
 
 boot! {
+    /// The devices of our test module, without the backend.
+    test_gpu: owner();
+    "gpu-variants" every_type_of_test_gpu_opens_and_has_its_regions
+    "gpu-interrupts" a_test_gpu_s_interrupts_reach_their_eventfds
+    "gpu-igd" an_intel_gpu_shows_its_opregion_and_bridges
+    "gpu-v2" test_gpus_migrate_with_every_set_of_states
+    "gpu-v1" test_gpus_migrate_by_every_layout_of_the_old_region
+    "gpu-faults" a_test_gpu_fails_as_it_is_told
+    "gpu-logging" a_test_gpu_reports_the_pages_it_wrote
+    "gpu-quiet" the_kernel_has_nothing_to_complain_about
+}
+
+boot! {
+    /// Devices that migrate from one backend to another.
+    migration: owner();
+    "owner-v2" devices_migrate_with_every_set_of_states
+    "owner-v1" devices_migrate_by_every_layout_of_the_old_region
+    "owner-mtty" the_kernel_s_sample_serial_port_migrates
+    "plain-mtty" and_does_with_a_client_of_the_bare_specification
+    "owner-faults" a_driver_that_fails_or_lies_harms_nobody
+    "owner-v1-faults" neither_does_one_with_the_old_region
+    "owner-ctl" vfio_user_ctl_migrates_saves_and_loads_devices_of_the_kernel
+    "owner-streams" a_stream_that_is_not_right_is_never_loaded
+}
+
+boot! {
     /// What a client reads and writes.
     access: owner().size(2560, 2);
     "owner-devices" every_device_is_served_as_the_kernel_lists_it
@@ -76,6 +103,14 @@ boot! {
     "owner-info" vfio_user_ctl_describes_it
     "owner-speed" accesses_are_timed_beside_the_kernel_s
     "owner-map-speed" maps_are_timed_beside_the_kernel_s
+}
+
+boot! {
+    /// Which pages a device wrote.
+    dirty: owner();
+    "owner-dirty" written_pages_are_those_that_the_iommu_can_tell
+    "owner-dirty-gpu" written_pages_of_a_device_that_tracks_itself_are_exact
+    "owner-dirty-mdev" written_pages_of_a_mediated_device_are_its_driver_s_or_the_container_s
 }
 
 boot! {

@@ -4,6 +4,7 @@
 mod base;
 mod channel;
 mod damage;
+mod faults;
 
 /// 1 MiB, the most that one message carries.
 const MIB: usize = 1 << 20;

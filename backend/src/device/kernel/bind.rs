@@ -70,12 +70,12 @@ pub(super) fn device_of_group(group: BorrowedFd<'_>, name: &CStr) -> Result<Owne
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Binds a cdev to an iommufd.
+/// Binds a cdev to an iommufd, and says which id it has there.
 pub(super) fn bind_iommufd(
     cdev: BorrowedFd<'_>,
     iommufd: BorrowedFd<'_>,
     token: Option<&Token>,
-) -> Result<(), Errno> {
+) -> Result<u32, Errno> {
     let mut bind = vfio_device_bind_iommufd {
         argsz: size_of_u32::<vfio_device_bind_iommufd>(),
         iommufd: iommufd.as_raw_fd(),
@@ -90,15 +90,16 @@ pub(super) fn bind_iommufd(
         None => bind.argsz -= 8,
     }
     // SAFETY: `bind` is the structure of this request; it and the 16 bytes of the token live through the call.
-    done(unsafe { ioctl_with_mut_ref(&cdev, io_nr(VFIO_BASE + 18), &mut bind) }).map(drop)
+    done(unsafe { ioctl_with_mut_ref(&cdev, io_nr(VFIO_BASE + 18), &mut bind) })?;
+    Ok(bind.out_devid)
 }
 
-/// Attaches a bound cdev to an I/O address space of its iommufd.
-pub(super) fn attach(cdev: BorrowedFd<'_>, ioas: u32) -> Result<(), Errno> {
+/// Attaches a bound cdev to an I/O address space of its iommufd, or to a page table in one.
+pub(super) fn attach(cdev: BorrowedFd<'_>, pt_id: u32) -> Result<(), Errno> {
     let mut attach = vfio_device_attach_iommufd_pt {
         // Without the PASID, which older kernels do not know.
         argsz: size_of_u32::<vfio_device_attach_iommufd_pt>() - 4,
-        pt_id: ioas,
+        pt_id,
         ..vfio_device_attach_iommufd_pt::default()
     };
     // SAFETY: `attach` is the structure of this request and lives through the call.

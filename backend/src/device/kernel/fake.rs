@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
+use vfio_bindings::bindings::vfio::vfio_device_feature_dma_logging_range as LoggedRange;
 use vfio_user_protocol::device::{RegionCapability, RegionInfo};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -31,8 +32,25 @@ pub(crate) enum Asked {
     IoEventFd(u64, u32, u64, bool),
     /// pwrite: region, offset, bytes.
     Write(u32, u64, Vec<u8>),
+    /// DMA_LOGGING_START that was taken: page size, and ranges of address and bytes.
+    LoggingStart(u64, Vec<(u64, u64)>),
+    /// DMA_LOGGING_STOP.
+    LoggingStop,
     /// Told by something beside the device (the IOMMU, say).
     Note(&'static str),
+}
+
+/// A driver that tracks what its device writes.
+#[derive(Debug, Default)]
+pub(crate) struct Logging {
+    /// How many ranges it takes.
+    pub max_ranges: usize,
+    /// The page size it grants; that wished for without.
+    pub page_size: Option<u64>,
+    /// Addresses written, each told once.
+    pub written: Vec<u64>,
+    /// The kernel has no way to report them.
+    pub no_bitmaps: bool,
 }
 
 /// The tables.
@@ -58,6 +76,8 @@ pub(crate) struct Script {
     pub v1: Option<(u32, Sim)>,
     /// What is exported as a dma-buf.
     pub dma_buf: bool,
+    /// The device tracks what it writes.
+    pub logging: Option<Logging>,
     /// What was asked so far.
     pub asked: Vec<Asked>,
     /// argsz of each GET_REGION_INFO.
@@ -123,6 +143,20 @@ impl Script {
         info.encode(caps, argsz, &mut reply);
         argument[..reply.len()].copy_from_slice(&reply);
         Ok(0)
+    }
+
+    /// DMA_LOGGING_START probed, or DMA_LOGGING_STOP.
+    fn log_dma(&mut self, argument: &[u8]) -> Result<u32, Errno> {
+        const PROBE_START: u32 = 1 << 18 | 1 << 17 | 6;
+        const STOP: u32 = 1 << 17 | 7;
+        match word(argument, 1) {
+            PROBE_START => Ok(0),
+            STOP => {
+                self.asked.push(Asked::LoggingStop);
+                Ok(0)
+            }
+            _ => Err(Errno::NOTTY),
+        }
     }
 
     fn hot_reset_info(&mut self, argument: &mut [u8]) -> Result<u32, Errno> {
@@ -200,6 +234,7 @@ impl VfioFile for Fake {
                     fd != u32::MAX,
                 ));
             }
+            Request::Feature if script.logging.is_some() => return script.log_dma(argument),
             Request::Feature => {
                 let migration = script.migration.as_mut().ok_or(Errno::NOTTY)?;
                 return migration.feature(argument);
@@ -255,6 +290,40 @@ impl VfioFile for Fake {
         let migration = script.migration.as_mut().ok_or(Errno::NOTTY)?;
         let data = migration.set_state(argument)?;
         Ok(data.map(|data| -> Box<dyn DataFile> { Box::new(FakeData(data)) }))
+    }
+
+    fn start_logging(&self, page_size: u64, ranges: &mut [LoggedRange]) -> Result<u64, Errno> {
+        let script = &mut *self.script();
+        let logging = script.logging.as_ref().ok_or(Errno::NOTTY)?;
+        if ranges.len() > logging.max_ranges {
+            return Err(Errno::NOSPC);
+        }
+        let rows = ranges.iter().map(|range| (range.iova, range.length));
+        let start = Asked::LoggingStart(page_size, rows.collect());
+        script.asked.push(start);
+        Ok(logging.page_size.unwrap_or(page_size))
+    }
+
+    fn report_logging(
+        &self,
+        (iova, length): (u64, u64),
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Errno> {
+        let script = &mut *self.script();
+        let logging = script.logging.as_mut().ok_or(Errno::NOTTY)?;
+        if logging.no_bitmaps {
+            return Err(Errno::OPNOTSUPP);
+        }
+        logging.written.retain(|at| {
+            let offset = at.wrapping_sub(iova);
+            if offset < length {
+                let page = usize::try_from(offset / page_size).unwrap();
+                bitmap[page / 64] |= 1 << (page % 64);
+            }
+            offset >= length
+        });
+        Ok(())
     }
 
     fn is_mappable(&self, _file: BorrowedFd<'_>) -> bool {

@@ -13,12 +13,17 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT,
-    VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_MASK,
-    VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_SET, VFIO_TYPE,
+    VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK,
+    VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET,
+    VFIO_TYPE, vfio_device_feature_dma_logging_control,
+    vfio_device_feature_dma_logging_range as LoggedRange, vfio_device_feature_dma_logging_report,
 };
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 use vmm_sys_util::errno;
-use vmm_sys_util::ioctl::{ioctl_expr, ioctl_with_mut_ptr};
+use vmm_sys_util::ioctl::{ioctl_expr, ioctl_with_mut_ptr, ioctl_with_mut_ref};
+
+use super::dirty::words_for;
+use super::translators::size_of_u32;
 
 /// `VFIO_MIG_GET_PRECOPY_INFO`, of a data descriptor.
 const MIG_GET_PRECOPY_INFO: u32 = VFIO_BASE + 21;
@@ -102,6 +107,23 @@ pub trait VfioFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// The errno of ioctl(2); EINVAL if the argument is not that. The argument then says nothing.
     fn set_migration_state(&self, argument: &mut [u8]) -> Result<Option<Box<dyn DataFile>>, Errno>;
+    /// DEVICE_FEATURE SET with `VFIO_DEVICE_FEATURE_DMA_LOGGING_START`; the page size that was granted.
+    ///
+    /// # Errors
+    /// The errno of ioctl(2).
+    fn start_logging(&self, page_size: u64, ranges: &mut [LoggedRange]) -> Result<u64, Errno>;
+
+    /// DEVICE_FEATURE GET with `VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT` for a range of address and bytes: sets
+    /// a bit for each page that was written since this was last asked.
+    ///
+    /// # Errors
+    /// The errno of ioctl(2); EINVAL for a bitmap that is too short. Every page may then have been written.
+    fn report_logging(
+        &self,
+        range: (u64, u64),
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Errno>;
 
     /// Whether one page of `file` can be mapped shared. Nothing is touched.
     fn is_mappable(&self, file: BorrowedFd<'_>) -> bool;
@@ -202,6 +224,53 @@ impl VfioFile for KernelFile {
         Ok(Some(Box::new(KernelData(fd))))
     }
 
+    fn start_logging(&self, page_size: u64, ranges: &mut [LoggedRange]) -> Result<u64, Errno> {
+        let mut argument = Feature {
+            argsz: size_of_u32::<Feature<vfio_device_feature_dma_logging_control>>(),
+            flags: VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
+            data: vfio_device_feature_dma_logging_control {
+                page_size,
+                num_ranges: u32::try_from(ranges.len()).map_err(|_| Errno::TOOBIG)?,
+                ranges: ranges.as_mut_ptr().expose_provenance() as u64,
+                ..vfio_device_feature_dma_logging_control::default()
+            },
+        };
+        // SAFETY: `argument` is the structure of this feature; the ranges it names are as many as it says, and
+        // both live through the call.
+        let done =
+            unsafe { ioctl_with_mut_ref(&self.0, io_nr(Request::Feature.number()), &mut argument) };
+        if done < 0 {
+            return Err(last_errno());
+        }
+        Ok(argument.data.page_size)
+    }
+
+    fn report_logging(
+        &self,
+        (iova, length): (u64, u64),
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Errno> {
+        if !page_size.is_power_of_two() || bitmap.len() < words_for(length, page_size)? {
+            return Err(Errno::INVAL);
+        }
+        let mut argument = Feature {
+            argsz: size_of_u32::<Feature<vfio_device_feature_dma_logging_report>>(),
+            flags: VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT,
+            data: vfio_device_feature_dma_logging_report {
+                iova,
+                length,
+                page_size,
+                bitmap: bitmap.as_mut_ptr().expose_provenance() as u64,
+            },
+        };
+        // SAFETY: `argument` is the structure of this feature; the bitmap it names is `bitmap`, which has a bit
+        // for each page of the range, and both live through the call.
+        let done =
+            unsafe { ioctl_with_mut_ref(&self.0, io_nr(Request::Feature.number()), &mut argument) };
+        if done < 0 { Err(last_errno()) } else { Ok(()) }
+    }
+
     fn is_mappable(&self, file: BorrowedFd<'_>) -> bool {
         const PAGE: usize = 4096;
         let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED);
@@ -251,28 +320,40 @@ fn set_argsz(argument: &mut [u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether the data of a DEVICE_FEATURE holds an address: the kernel would write through it.
-fn has_address(argument: &[u8]) -> bool {
-    matches!(
-        feature(argument),
-        Some(VFIO_DEVICE_FEATURE_DMA_LOGGING_START | VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT)
-    )
-}
-
 /// Whether a DEVICE_FEATURE changes the migration state, which may open a descriptor.
 fn sets_state(argument: &[u8]) -> bool {
     feature(argument) == Some(VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE)
         && flags(argument).is_some_and(|flags| flags & VFIO_DEVICE_FEATURE_SET != 0)
 }
 
-/// The feature that the argument of a DEVICE_FEATURE names.
-fn feature(argument: &[u8]) -> Option<u32> {
-    Some(flags(argument)? & VFIO_DEVICE_FEATURE_MASK)
+/// `struct vfio_device_feature` with its data.
+#[repr(C)]
+struct Feature<T> {
+    argsz: u32,
+    flags: u32,
+    data: T,
 }
 
+/// Whether the data of a DEVICE_FEATURE holds an address: the kernel would write through it. A probe looks at
+/// no data.
+fn has_address(argument: &[u8]) -> bool {
+    let probe = flags(argument).is_some_and(|flags| flags & VFIO_DEVICE_FEATURE_PROBE != 0);
+    let logging = matches!(
+        feature(argument),
+        Some(VFIO_DEVICE_FEATURE_DMA_LOGGING_START | VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT)
+    );
+    logging && !probe
+}
+
+/// The flags of the argument of a DEVICE_FEATURE.
 fn flags(argument: &[u8]) -> Option<u32> {
     let flags = argument.get(4..)?.first_chunk()?;
     Some(u32::from_ne_bytes(*flags))
+}
+
+/// The feature that it names.
+fn feature(argument: &[u8]) -> Option<u32> {
+    flags(argument).map(|flags| flags & VFIO_DEVICE_FEATURE_MASK)
 }
 
 /// The ioctl number of a VFIO request: no size and no direction are encoded in it.
@@ -315,6 +396,26 @@ mod tests {
             Err(Errno::INVAL),
             "never with an address in the data"
         );
+        logging[6] = 1 << 2;
+        assert_eq!(
+            file.ioctl(Request::Feature, &mut logging),
+            Err(Errno::NOTTY),
+            "a probe has no data"
+        );
+        assert_eq!(file.start_logging(4096, &mut []), Err(Errno::NOTTY));
+        for (words, errno) in [(1, Errno::INVAL), (2, Errno::NOTTY)] {
+            let report = file.report_logging((0, 65 * 4096), 4096, &mut vec![0; words]);
+            assert_eq!(report, Err(errno));
+        }
+    }
+
+    #[test]
+    fn features_have_no_padding() {
+        use std::mem::offset_of;
+        type Control = Feature<vfio_device_feature_dma_logging_control>;
+        assert_eq!((offset_of!(Control, data), size_of::<Control>()), (8, 32));
+        type Report = Feature<vfio_device_feature_dma_logging_report>;
+        assert_eq!((offset_of!(Report, data), size_of::<Report>()), (8, 40));
     }
 
     #[test]

@@ -7,14 +7,17 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 use vfio_bindings::bindings::vfio::{
     VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
-    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
+    VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
 };
 use zerocopy::FromBytes;
 
+use super::dirty::Bitmaps;
 use crate::memory::{IommuError, IommuMap, PAGE_SIZE};
 
 /// Ranges that a message names before it only counts them.
 const NAMED_RANGES: usize = 4;
+/// Bytes of a container's bitmap at the most, which is that of a whole map: 2 TiB in pages of 4 KiB.
+const MAX_BITMAP: u64 = 64 << 20;
 /// Bytes of `vfio_iommu_type1_info` up to and with `cap_offset`.
 const TYPE1_INFO: usize = 20;
 
@@ -27,6 +30,8 @@ pub(super) struct Limits {
     pub ranges: Vec<RangeInclusive<u64>>,
     /// Maps at the most.
     pub maps: Option<u64>,
+    /// The bitmaps of written pages that it gives, if it tracks.
+    pub bitmaps: Option<Bitmaps>,
 }
 
 impl Default for Limits {
@@ -35,6 +40,7 @@ impl Default for Limits {
             page: PAGE_SIZE,
             ranges: Vec::new(),
             maps: None,
+            bitmaps: None,
         }
     }
 }
@@ -126,6 +132,15 @@ impl Limits {
                         })
                         .collect();
                 }
+                VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION => {
+                    // The kernel gives bitmaps in the smallest of these pages only.
+                    let pages = long(at + 16);
+                    limits.bitmaps = (pages & !(PAGE_SIZE - 1) != 0).then(|| Bitmaps {
+                        page: (1 << pages.trailing_zeros()).max(PAGE_SIZE),
+                        size: long(at + 24).min(MAX_BITMAP),
+                        whole_maps: true,
+                    });
+                }
                 VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => limits.maps = Some(word(at + 8).into()),
                 _ => {}
             }
@@ -152,6 +167,7 @@ mod tests {
             page: 4096,
             ranges: vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1],
             maps: Some(2),
+            bitmaps: None,
         }
     }
 
@@ -226,10 +242,28 @@ mod tests {
                 page: 4096,
                 ranges: vec![0..=0xfedf_ffff, 0xfef0_0000..=0x7f_ffff_ffff],
                 maps: Some(65535),
+                bitmaps: None,
             }
         );
         assert_eq!(Limits::from_type1(&[0; 24]), Limits::default());
         assert_eq!(Limits::from_type1(&[]), Limits::default());
+    }
+
+    #[test]
+    fn bitmaps_come_in_the_smallest_page() {
+        let bitmaps = |pages: u32, size: [u32; 2]| {
+            let caps = [2 | 1 << 16, 0, 0, 0, pages, 0, size[0], size[1]];
+            Limits::from_type1(&info(&caps)).bitmaps
+        };
+        let expected = Bitmaps {
+            page: 0x1000,
+            size: 1 << 16,
+            whole_maps: true,
+        };
+        assert_eq!(bitmaps(0x4020_1000, [1 << 16, 0]), Some(expected));
+        let bounded = bitmaps(0x20_0000, [0, 1]).unwrap();
+        assert_eq!((bounded.page, bounded.size), (0x20_0000, MAX_BITMAP));
+        assert_eq!(bitmaps(0, [1, 0]), None);
     }
 
     #[test]

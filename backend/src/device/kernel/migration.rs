@@ -3,7 +3,7 @@
 //!
 //! Which of the two interfaces a device has is found here too. Answers are handed on as they come.
 
-use log::warn;
+use log::{debug, warn};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_PRECOPY_INFO_REINIT;
 use vfio_user_protocol::extension::migration::PrecopyInfo as PrecopyInfoBytes;
@@ -44,6 +44,18 @@ impl Migration {
         Self {
             description: format!("none (the driver{space}{driver} has none)"),
             driver: None,
+        }
+    }
+
+    /// Whether a reset ended whatever was going on; EIO if not.
+    pub(super) fn check_running(&self) -> Result<(), Errno> {
+        match self.driver.as_ref().map(|driver| driver.state()) {
+            None | Some(Ok(MigrationState::Running)) => Ok(()),
+            Some(Ok(state)) => {
+                debug!("Migration state {state} after a reset");
+                Err(Errno::IO)
+            }
+            Some(Err(errno)) => Err(errno),
         }
     }
 }

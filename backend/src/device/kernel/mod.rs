@@ -11,6 +11,8 @@
 //! | `irqs.rs` | the client's eventfds in the kernel, aggregated per index |
 //! | `iommu.rs` | guest memory in the IOMMU |
 //! | `translators.rs`, `limits.rs` | its calls (iommufd, or a type1 container), and what it can take |
+//! | `dirty.rs`, `tracking.rs` | which pages were written, as the IOMMU tells |
+//! | `logging.rs` | the same, as the device itself tells |
 //! | `handoff.rs` | which parts of BARs the client may map |
 //! | `reset.rs` | the ladder of resets |
 //! | `specific.rs` | device-specific regions, found by their type |
@@ -20,6 +22,7 @@
 //! the IOMMU.
 
 mod bind;
+mod dirty;
 #[cfg(test)]
 pub(crate) mod fake;
 mod file;
@@ -27,6 +30,7 @@ mod handoff;
 mod iommu;
 mod irqs;
 mod limits;
+mod logging;
 mod migration;
 mod migration_region;
 mod open;
@@ -34,6 +38,7 @@ mod open_error;
 mod reset;
 mod specific;
 mod sysfs;
+mod tracking;
 mod translators;
 mod vfio;
 
@@ -52,6 +57,7 @@ use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO
 
 use super::{Device, Error, Mapping, Region, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
+use crate::memory::DirtyTracker;
 use crate::migration::MigrationDriver;
 use crate::pci::registers::{
     PCI_BASE_ADDRESS_0, PCI_CFG_SPACE_SIZE, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_ROM_ADDRESS,
@@ -64,6 +70,7 @@ pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
 pub use iommu::HostIommu;
 use irqs::Irqs;
+use logging::DeviceLogging;
 use migration::Migration;
 pub use open::{Companion, Opened, VfToken, adopt, open};
 pub use open_error::OpenError;
@@ -137,6 +144,7 @@ pub struct KernelDevice {
     specific: Vec<Specific>,
     ladder: Ladder,
     migration: Migration,
+    logging: Option<Arc<DeviceLogging>>,
 }
 
 impl KernelDevice {
@@ -168,13 +176,15 @@ impl KernelDevice {
         }
         let bytes = read_config(&vfio, &regions)?;
         let config = ConfigSpace::from_device(&bytes, &sizes(&regions))?;
+        let migration = Migration::find(&vfio, info.regions, &driver);
+        let function = info.reset || migration.driver.is_some();
         let bar5 = regions.get(region::BAR5 as usize);
         let bar5 = bar5.cloned().unwrap_or_default();
-        let ladder = Ladder::new(&vfio, info.reset, &bytes, &bar5, group.as_ref());
+        let ladder = Ladder::new(&vfio, function, &bytes, &bar5, group.as_ref());
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
         let specific = specific::find(&vfio, info.regions);
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
-        let migration = Migration::find(&vfio, info.regions, &driver);
+        let logging = DeviceLogging::probe(&vfio).map(Arc::new);
         let mut device = Self {
             vfio,
             group,
@@ -188,6 +198,7 @@ impl KernelDevice {
             specific,
             ladder,
             migration,
+            logging,
         };
         device.announce(handoff);
         // The first client finds what every other finds, and not where the host had the BARs.
@@ -410,6 +421,11 @@ impl Device for KernelDevice {
         self.migration.driver.as_deref()
     }
 
+    fn dirty_tracker(&self) -> Option<Arc<dyn DirtyTracker>> {
+        let logging = self.logging.as_ref()?;
+        Some(Arc::clone(logging) as _)
+    }
+
     fn release_request(&self) -> Option<BorrowedFd<'_>> {
         Some(self.irqs.request())
     }
@@ -534,7 +550,9 @@ impl Device for KernelDevice {
             Ok(())
         } else {
             let config = |at, data: &[u8]| self.config_write(at, data);
-            self.ladder.reset(&self.vfio, self.group.as_ref(), config)
+            let check = || self.migration.check_running();
+            let group = self.group.as_ref();
+            self.ladder.reset(&self.vfio, group, config, check)
         };
         let cleared = self.reset_header();
         done.map_err(io_error("Resetting the device"))

@@ -116,16 +116,33 @@ fn open_cdev(
     let iommufd = open_node(iommu)?;
     let device = open_node(cdev)?;
     let token_bytes = token.map(|token| &token.bytes);
-    bind::bind_iommufd(device.as_fd(), iommufd.as_fd(), token_bytes)
+    let id = bind::bind_iommufd(device.as_fd(), iommufd.as_fd(), token_bytes)
         .map_err(|errno| explain_device(found, cdev, token, errno))?;
-    attach(name, device, iommufd, !found.mediated)
+    attach(name, (device, Some(id)), iommufd, !found.mediated)
 }
 
-/// Gives a bound cdev an address space of its own.
-fn attach(name: &str, device: OwnedFd, iommufd: OwnedFd, pins: bool) -> Result<Opened, OpenError> {
+/// Gives a bound cdev an address space of its own. With the device's id in the iommufd, one that tracks what
+/// is written, if the IOMMU can.
+fn attach(
+    name: &str,
+    (device, id): (OwnedFd, Option<u32>),
+    iommufd: OwnedFd,
+    pins: bool,
+) -> Result<Opened, OpenError> {
     let step = |what| move |errno| step(what, name, errno);
-    let ioas = Ioas::new(iommufd).map_err(step("IOMMU_IOAS_ALLOC"))?;
-    bind::attach(device.as_fd(), ioas.id()).map_err(step("VFIO_DEVICE_ATTACH_IOMMUFD_PT"))?;
+    let mut ioas = Ioas::new(iommufd).map_err(step("IOMMU_IOAS_ALLOC"))?;
+    let page_table = id.and_then(|id| ioas.page_table(id).ok());
+    let tracking = page_table.filter(|table| bind::attach(device.as_fd(), *table).is_ok());
+    match (page_table, tracking) {
+        (_, Some(table)) => ioas.set_tracking(table),
+        (unused, None) => {
+            if let Some(table) = unused {
+                ioas.drop_page_table(table);
+            }
+            bind::attach(device.as_fd(), ioas.id())
+                .map_err(step("VFIO_DEVICE_ATTACH_IOMMUFD_PT"))?;
+        }
+    }
     let device = OpenDevice {
         file: Arc::new(KernelFile::new(device)),
         group: None,
@@ -238,10 +255,13 @@ fn adopt_cdev(
     iommufd: OwnedFd,
 ) -> Result<Opened, OpenError> {
     let with = "--iommufd-fd";
-    match bind::bind_iommufd(device.as_fd(), iommufd.as_fd(), None) {
-        Ok(()) => {}
+    let id = match bind::bind_iommufd(device.as_fd(), iommufd.as_fd(), None) {
+        Ok(id) => Some(id),
         // A bound one cannot be bound again, and answers for itself.
-        Err(Errno::INVAL) => drop(checked_device(number, with, duplicate(number, &device)?)?),
+        Err(Errno::INVAL) => {
+            checked_device(number, with, duplicate(number, &device)?)?;
+            None
+        }
         Err(errno) => {
             return Err(OpenError::NotADevice {
                 fd: number,
@@ -249,9 +269,9 @@ fn adopt_cdev(
                 errno,
             });
         }
-    }
+    };
     info!("Took over device descriptor {number} and its iommufd");
-    attach(name, device, iommufd, false)
+    attach(name, (device, id), iommufd, false)
 }
 
 fn duplicate(number: RawFd, fd: &OwnedFd) -> Result<OwnedFd, OpenError> {

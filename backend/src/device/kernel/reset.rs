@@ -6,6 +6,10 @@
 //! 2. a hot reset of the bus, when every function it hits is ours;
 //!    (where the kernel has neither, AMD's Bonaire and Hawaii come first, with a reset of their own);
 //! 3. the function's way through D3hot, when that loses its state (No_Soft_Reset is 0).
+//!
+//! A reset must end a migration too, and the interface of migration knows one that does, `VFIO_DEVICE_RESET`:
+//! it is tried on devices that migrate even where the driver does not announce it (mtty). One after which the
+//! device is not running has not held.
 
 mod radeon;
 
@@ -53,7 +57,7 @@ pub(super) struct Ladder {
 }
 
 impl Ladder {
-    /// Finds out what there is. `function` is what the kernel says of `VFIO_DEVICE_RESET`; `config` is the
+    /// Finds out what there is. `function` is whether `VFIO_DEVICE_RESET` is worth trying; `config` is the
     /// device's config space, not trusted; `bar5` may hold a chip's own reset.
     pub(super) fn new(
         vfio: &Vfio,
@@ -93,12 +97,13 @@ impl Ladder {
         self.rungs.is_empty()
     }
 
-    /// Takes the first rung that holds. `config` writes to config space.
+    /// Takes the first rung that holds. `config` writes to config space; `check` says whether the device runs.
     pub(super) fn reset(
         &self,
         vfio: &Vfio,
         group: Option<&Group>,
         mut config: impl FnMut(u64, &[u8]) -> Result<(), Errno>,
+        check: impl Fn() -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let mut last = Errno::NOTTY;
         for rung in &self.rungs {
@@ -115,7 +120,7 @@ impl Ladder {
                 }),
                 Rung::Power(at) => config(at.into(), &[3]).and_then(|()| config(at.into(), &[0])),
             };
-            match done {
+            match done.and_then(|()| check()) {
                 Ok(()) => return Ok(()),
                 Err(errno) => {
                     debug!("{rung:?} reset of the device: {errno}");
@@ -262,6 +267,30 @@ mod tests {
         assert!(!hot((DEV_ID | OWNED, vec![row(u32::MAX)]), None));
     }
 
+    /// A device that does not migrate.
+    fn runs() -> Result<(), Errno> {
+        Ok(())
+    }
+
+    #[test]
+    fn a_rung_after_which_the_device_does_not_run_has_not_held() {
+        let ours = group(7);
+        let hot = Some((0, vec![row(7)]));
+        let (fake, vfio, ladder) = ladder(true, &config(false, false), hot, Some(&ours));
+        let reset = |runs_after: usize| {
+            let check = || match fake.script().asked.len() >= runs_after {
+                true => Ok(()),
+                false => Err(Errno::IO),
+            };
+            let done = ladder.reset(&vfio, Some(&ours), |_, _| Ok(()), check);
+            (done, fake.take_asked())
+        };
+        assert_eq!(reset(1), (Ok(()), vec![Asked::Reset]));
+        let both = vec![Asked::Reset, Asked::HotReset(1)];
+        assert_eq!(reset(2), (Ok(()), both.clone()));
+        assert_eq!(reset(3), (Err(Errno::IO), both));
+    }
+
     #[test]
     fn a_rung_that_breaks_is_followed_by_the_next() {
         let ours = group(7);
@@ -273,16 +302,18 @@ mod tests {
             Ok(())
         };
         fake.script().fail = vec![(Request::Reset, Errno::IO)];
-        ladder.reset(&vfio, Some(&ours), &mut config).unwrap();
+        ladder.reset(&vfio, Some(&ours), &mut config, runs).unwrap();
         assert_eq!(fake.take_asked(), [Asked::HotReset(1)]);
         fake.script().fail = vec![
             (Request::Reset, Errno::IO),
             (Request::HotReset, Errno::PERM),
         ];
-        ladder.reset(&vfio, Some(&ours), &mut config).unwrap();
+        ladder.reset(&vfio, Some(&ours), &mut config, runs).unwrap();
         assert_eq!(written, [(0x44, vec![3]), (0x44, vec![0])]);
         fake.script().fail = vec![(Request::Reset, Errno::AGAIN); 2];
-        ladder.reset(&vfio, Some(&ours), |_, _| Ok(())).unwrap();
+        ladder
+            .reset(&vfio, Some(&ours), |_, _| Ok(()), runs)
+            .unwrap();
         assert_eq!(fake.take_asked(), [Asked::Reset], "tried again");
     }
 
@@ -307,7 +338,8 @@ mod tests {
             written.push((at, data.to_vec()));
             Ok(())
         };
-        assert_eq!(ladder.reset(&vfio, None, config), Err(Errno::INVAL));
+        let done = ladder.reset(&vfio, None, config, || Ok(()));
+        assert_eq!(done, Err(Errno::INVAL));
         assert_eq!(written, [(4, vec![2, 0]), (4, vec![0, 0])]);
         let index = |at: u32| Asked::Write(5, 0x200, at.to_le_bytes().to_vec());
         assert_eq!(fake.take_asked(), [index(0x8000_0004), index(0x8000_0370)]);
@@ -317,6 +349,7 @@ mod tests {
     fn without_a_rung_there_is_no_reset() {
         let (_, vfio, ladder) = ladder(false, &[0; 256], None, None);
         assert!(ladder.is_empty());
-        assert_eq!(ladder.reset(&vfio, None, |_, _| Ok(())), Err(Errno::NOTTY));
+        let done = ladder.reset(&vfio, None, |_, _| Ok(()), runs);
+        assert_eq!(done, Err(Errno::NOTTY));
     }
 }

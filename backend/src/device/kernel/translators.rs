@@ -6,8 +6,10 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use iommufd_bindings::iommufd::{
-    iommu_ioas_alloc, iommu_ioas_iova_ranges, iommu_ioas_map, iommu_ioas_map_file,
-    iommu_ioas_unmap, iommu_iova_range, iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA,
+    iommu_hwpt_alloc, iommu_ioas_alloc, iommu_ioas_iova_ranges, iommu_ioas_map,
+    iommu_ioas_map_file, iommu_ioas_unmap, iommu_iova_range,
+    iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+    iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA,
     iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE,
     iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE,
 };
@@ -19,10 +21,12 @@ use vfio_bindings::bindings::vfio::{
 };
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref};
 
+use super::dirty::{self, Bitmaps};
 use super::file::{io_nr, last_errno};
 use super::iommu::{Translator, raw_file};
 use super::limits::Limits;
-use crate::memory::{Access, IommuMap, Mapping};
+use super::tracking;
+use crate::memory::{Access, IommuMap, Mapping, PAGE_SIZE};
 
 /// `IOMMU_IOAS_IOVA_RANGES` counts from the same base as the VFIO requests: 0x3b84.
 const IOVA_RANGES: u32 = 0x84;
@@ -36,11 +40,16 @@ const MAX_TYPE1_INFO: u32 = 1 << 16;
 pub(super) struct Ioas {
     iommufd: IommuFd,
     id: u32,
+    /// The page table that tracks what is written, where the hardware can.
+    tracking: Option<u32>,
 }
 
 impl fmt::Debug for Ioas {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ioas").field("id", &self.id).finish()
+        let mut ioas = f.debug_struct("Ioas");
+        ioas.field("id", &self.id)
+            .field("tracking", &self.tracking)
+            .finish_non_exhaustive()
     }
 }
 
@@ -58,7 +67,34 @@ impl Ioas {
         Ok(Self {
             iommufd,
             id: alloc.out_ioas_id,
+            tracking: None,
         })
+    }
+
+    /// A page table for the device in this address space that tracks what is written; an error where the
+    /// IOMMU cannot. The device is to be attached to it instead.
+    pub(super) fn page_table(&self, device: u32) -> Result<u32, Errno> {
+        let mut alloc = iommu_hwpt_alloc {
+            size: size_of_u32::<iommu_hwpt_alloc>(),
+            flags: iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+            dev_id: device,
+            pt_id: self.id,
+            ..iommu_hwpt_alloc::default()
+        };
+        let allocated = self.iommufd.alloc_iommu_hwpt(&mut alloc);
+        allocated.map_err(|e| errno(&e))?;
+        Ok(alloc.out_hwpt_id)
+    }
+
+    /// The device is attached to that page table.
+    pub(super) fn set_tracking(&mut self, page_table: u32) {
+        self.tracking = Some(page_table);
+    }
+
+    /// Gives back a page table that no device is attached to.
+    pub(super) fn drop_page_table(&self, page_table: u32) {
+        // One that stays does no harm.
+        let _ = self.iommufd.destroy_iommu_object(page_table);
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -121,6 +157,11 @@ impl Translator for Ioas {
                 },
                 ranges: ranges.iter().map(|r| r.start..=r.last).collect(),
                 maps: None,
+                bitmaps: self.tracking.map(|_| Bitmaps {
+                    page: alignment.max(PAGE_SIZE),
+                    size: (dirty::STEP * 8) as u64,
+                    whole_maps: false,
+                }),
             },
             // Unknown limits are the kernel's to enforce.
             Err(_) => Limits::default(),
@@ -167,6 +208,20 @@ impl Translator for Ioas {
             .map_err(|e| errno(&e))?;
         Ok(unmap.length)
     }
+
+    fn track(&self, on: bool) -> Result<(), Errno> {
+        let page_table = self.tracking.ok_or(Errno::NOTTY)?;
+        tracking::hwpt_switch(&self.iommufd, page_table, on)
+    }
+
+    fn written(&self, range: (u64, u64), page: u64, words: &mut [u64]) -> Result<(), Errno> {
+        let page_table = self.tracking.ok_or(Errno::NOTTY)?;
+        tracking::hwpt_bitmap(&self.iommufd, page_table, range, page, words)
+    }
+
+    fn unmap_written(&self, _: (u64, u64), _: u64, _: &mut [u64]) -> Result<u64, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
 }
 
 /// The errno inside an error of the library; EIO where it kept none.
@@ -176,6 +231,7 @@ fn errno(error: &IommufdError) -> Errno {
         E::IommuIoasAlloc(e)
         | E::IommuIoasMap(e)
         | E::IommuIoasMapFile(e)
+        | E::IommuHwptAlloc(e)
         | E::IommuIoasUnmap(e) => Errno::from_raw_os_error(e.errno()),
         _ => Errno::IO,
     }
@@ -263,6 +319,18 @@ impl Translator for Container {
         } else {
             Ok(unmap.size)
         }
+    }
+
+    fn track(&self, on: bool) -> Result<(), Errno> {
+        tracking::type1_switch(&self.0, on)
+    }
+
+    fn written(&self, range: (u64, u64), page: u64, words: &mut [u64]) -> Result<(), Errno> {
+        tracking::type1_bitmap(&self.0, range, page, words)
+    }
+
+    fn unmap_written(&self, range: (u64, u64), page: u64, words: &mut [u64]) -> Result<u64, Errno> {
+        tracking::type1_unmap(&self.0, range, page, words)
     }
 }
 

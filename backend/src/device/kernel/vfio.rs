@@ -10,13 +10,16 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE,
-    VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2,
-    VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FLAGS_PCI,
+    VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
+    VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP, VFIO_DEVICE_FEATURE_GET,
+    VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
+    VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, VFIO_DEVICE_FEATURE_MIGRATION,
+    VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FLAGS_PCI,
     VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_DATA_BOOL,
     VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_DEVID_NOT_OWNED,
     VFIO_PCI_HOT_RESET_FLAG_DEV_ID, VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED,
+    vfio_device_feature_dma_logging_range as LoggedRange,
 };
 use vfio_user_protocol::device::{RegionCapability, RegionInfo};
 use vfio_user_protocol::irq::IrqInfo as IrqInfoBytes;
@@ -326,6 +329,42 @@ impl Vfio {
     /// pwrite(2) where [`Self::write`] would go on.
     pub(super) fn write_once(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.file.write_at(offset, data)
+    }
+
+    /// Whether the driver tracks what the device writes.
+    pub(super) fn has_logging(&self) -> bool {
+        const START: u32 = VFIO_DEVICE_FEATURE_DMA_LOGGING_START;
+        let flags = VFIO_DEVICE_FEATURE_PROBE | VFIO_DEVICE_FEATURE_SET | START;
+        let mut argument = [0, flags];
+        let probed = self.file.ioctl(Request::Feature, argument.as_mut_bytes());
+        probed.is_ok()
+    }
+
+    /// Begins tracking writes, and says in which page size.
+    pub(super) fn start_logging(
+        &self,
+        page_size: u64,
+        ranges: &mut [LoggedRange],
+    ) -> Result<u64, Errno> {
+        self.file.start_logging(page_size, ranges)
+    }
+
+    pub(super) fn stop_logging(&self) -> Result<(), Errno> {
+        let flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP;
+        let mut argument = [0, flags];
+        self.file
+            .ioctl(Request::Feature, argument.as_mut_bytes())
+            .map(drop)
+    }
+
+    /// Sets the bits of the pages that were written since this was last asked.
+    pub(super) fn report_logging(
+        &self,
+        range: (u64, u64),
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Errno> {
+        self.file.report_logging(range, page_size, bitmap)
     }
 
     /// Reads all of `data`; a range that ends early is EIO.

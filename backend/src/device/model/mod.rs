@@ -9,14 +9,16 @@
 //! | ROM | `config.rs` | an image that does nothing |
 //!
 //! `command.rs` is what the engine can do, `engine.rs` its thread, `config.rs` what it shows of itself in
-//! config space, `igd.rs` its place as Intel graphics, `options.rs` what can be chosen on the command line,
-//! `faults.rs` what can be made to go wrong, `dirt.rs` one of those, `migration/` how its state is saved and
-//! loaded. The config space itself, and the MSI-X table in BAR4, are served in front of the device.
+//! config space, `igd.rs` its place as Intel graphics, `dump/` a device of another's config space, `options.rs`
+//! what can be chosen on the command line, `faults.rs` what can be made to go wrong, `dirt.rs` one of those,
+//! `migration/` how its state is saved and loaded. The config space itself, and the MSI-X table in BAR4, are
+//! served in front of the device.
 
 pub mod bochs;
 mod command;
 pub mod config;
 mod dirt;
+pub mod dump;
 pub mod edid;
 mod engine;
 mod faults;

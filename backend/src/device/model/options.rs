@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What can be chosen of the model GPU on the command line:
-//! `--model[=vram=SIZE,vram-file=PATH,igd=PATH,faults=LIST]`. `faults.rs` knows the faults.
+//! `--model[=vram=SIZE,vram-file=PATH,config=FILE,igd=PATH,faults=LIST]`. `faults.rs` knows the faults.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use super::faults::{Faults, FaultsError};
 use super::vram;
 
 /// The keys, as told to people.
-const KEYS: &str = "vram=SIZE, vram-file=PATH, faults=FAULT+FAULT+...";
+const KEYS: &str = "vram=SIZE, vram-file=PATH, config=FILE, faults=FAULT+FAULT+...";
 
 /// A model GPU, as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct ModelOptions {
     pub vram_file: Option<PathBuf>,
     /// The file with its OpRegion, if it is to stand in the place of Intel graphics.
     pub igd: Option<PathBuf>,
+    /// The file with the config space to serve instead of the software GPU's own (`dump/text.rs`).
+    pub config: Option<PathBuf>,
     /// What goes wrong when it migrates.
     pub faults: Faults,
 }
@@ -30,6 +32,7 @@ impl Default for ModelOptions {
             vram_size: vram::DEFAULT_SIZE,
             vram_file: None,
             igd: None,
+            config: None,
             faults: Faults::default(),
         }
     }
@@ -50,6 +53,9 @@ pub enum OptionsError {
     /// Not a size, or not one that VRAM can have.
     #[error("VRAM size {0:?}: must be a power of two from 1M to 16G (suffixes K, M, G)")]
     Size(String),
+    /// A dump says itself how large its BARs are, and does not migrate.
+    #[error("Key {0:?} of the model GPU does not go with config=FILE")]
+    WithConfig(&'static str),
     /// A fault that is not one.
     #[error(transparent)]
     Faults(#[from] FaultsError),
@@ -60,10 +66,11 @@ impl FromStr for ModelOptions {
 
     /// Parses `key=value,...`; the empty text gives the defaults.
     fn from_str(text: &str) -> Result<Self, OptionsError> {
-        let (mut size, mut file, mut faults, mut igd) = (None, None, None, None);
+        let (mut size, mut file, mut config, mut faults) = (None, None, None, None);
+        let mut igd = None;
         for part in text.split(',').filter(|_| !text.is_empty()) {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            if !["vram", "vram-file", "faults", "igd"].contains(&key) {
+            if !["vram", "vram-file", "config", "faults", "igd"].contains(&key) {
                 return Err(OptionsError::UnknownKey(key.to_owned()));
             }
             if value.is_empty() {
@@ -72,6 +79,7 @@ impl FromStr for ModelOptions {
             let earlier = match key {
                 "vram" => size.replace(parse_size(value)?).is_some(),
                 "igd" => igd.replace(PathBuf::from(value)).is_some(),
+                "config" => config.replace(PathBuf::from(value)).is_some(),
                 "faults" => faults.replace(value.parse()?).is_some(),
                 _ => file.replace(PathBuf::from(value)).is_some(),
             };
@@ -79,10 +87,18 @@ impl FromStr for ModelOptions {
                 return Err(OptionsError::Twice(key.to_owned()));
             }
         }
+        let superfluous = [("vram", size.is_some()), ("faults", faults.is_some())];
+        if let Some((key, _)) = superfluous
+            .iter()
+            .find(|(_, given)| config.is_some() && *given)
+        {
+            return Err(OptionsError::WithConfig(key));
+        }
         Ok(Self {
             vram_size: size.unwrap_or(vram::DEFAULT_SIZE),
             vram_file: file,
             igd,
+            config,
             faults: faults.unwrap_or_default(),
         })
     }
@@ -135,6 +151,19 @@ mod tests {
         let options: ModelOptions = "faults=no-p2p+reinit@4K,vram=2M".parse().unwrap();
         assert!(options.faults.no_p2p);
         assert_eq!(options.faults.reinit, Some(4096));
+    }
+
+    #[test]
+    fn a_dump_says_the_rest_itself() {
+        let options: ModelOptions = "config=a/b,vram-file=v".parse().unwrap();
+        assert_eq!(options.config, Some("a/b".into()));
+        for (text, key) in [
+            ("config=a,vram=1M", "vram"),
+            ("faults=no-p2p,config=a", "faults"),
+        ] {
+            let error = text.parse::<ModelOptions>().unwrap_err();
+            assert_eq!(error, OptionsError::WithConfig(key));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -210,6 +210,35 @@ impl Vram {
         self.with(offset, data.len() as u64, |slice| slice.copy_from(data))
     }
 
+    /// Writes what somebody else may be changing, as a migration does that fills all of VRAM: by the file, where
+    /// the kernel does not have to zero pages and enter them one by one before they are written.
+    ///
+    /// # Errors
+    /// As [`Self::with`]; [`VramFault::Lost`] too when `data` is memory that was lost.
+    pub fn write_shared(&self, offset: u64, data: &VolatileSlice<'_>) -> Result<(), VramFault> {
+        if self.named {
+            // A named file that was truncated must not grow again by this.
+            return self.with(offset, data.len() as u64, |vram| {
+                data.copy_to_volatile_slice(vram);
+            });
+        }
+        let memory = self.memory();
+        let length = data.len() as u64;
+        part(&memory.mapping, offset, length)?;
+        let mut done = 0;
+        while let Ok(rest) = data.offset(done)
+            && !rest.is_empty()
+        {
+            let at = offset.saturating_add(done as u64);
+            match pwrite_shared(&memory.file, &rest, at) {
+                Ok(written) if written > 0 => done += written,
+                Err(Errno::INTR) => {}
+                _ => return Err(VramFault::Lost { offset: at }),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes every byte 0 and gives the room back; a named file that was truncated is whole again.
     ///
     /// # Errors
@@ -322,6 +351,18 @@ fn sealed_memfd(size: u64) -> Result<OwnedFd, VramError> {
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     fcntl_add_seals(&file, seals).map_err(refused("sealing the size"))?;
     Ok(file)
+}
+
+/// pwrite(2) from memory that is no Rust slice, since others may change it.
+fn pwrite_shared(file: &OwnedFd, data: &VolatileSlice<'_>, offset: u64) -> Result<usize, Errno> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::FBIG)?;
+    let guard = data.ptr_guard();
+    // SAFETY: the kernel only reads `data.len()` bytes, which are mapped as long as the slice lives; what cannot be
+    // read any more is EFAULT.
+    let written =
+        unsafe { libc::pwrite(file.as_raw_fd(), guard.as_ptr().cast(), data.len(), offset) };
+    usize::try_from(written)
+        .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
 /// For file systems that cannot punch holes.
@@ -507,6 +548,24 @@ mod tests {
         let mut byte = [1];
         vram.read(4 * MIN_SIZE - 1, &mut byte).unwrap();
         assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn shared_memory_is_written_inside_only() {
+        let path = TempPath::new("shared");
+        for vram in [Vram::anonymous(MIN_SIZE), Vram::named(&path.0, MIN_SIZE)] {
+            let vram = vram.unwrap();
+            let mut data = *b"abcd";
+            let data = VolatileSlice::from(&mut data[..]);
+            vram.write_shared(MIN_SIZE - 4, &data).unwrap();
+            for offset in [MIN_SIZE - 3, MIN_SIZE, u64::MAX] {
+                let outside = VramFault::Outside { offset, length: 4 };
+                assert_eq!(vram.write_shared(offset, &data), Err(outside));
+            }
+            let mut back = [0; 4];
+            vram.read(MIN_SIZE - 4, &mut back).unwrap();
+            assert_eq!(&back, b"abcd");
+        }
     }
 
     #[test]

@@ -245,6 +245,11 @@ fn initial_data_is_announced_and_taken_back() {
 #[test]
 fn sizes_are_made_safe() {
     let front = Front::new();
+    assert!(!front.migration.pending(false).unwrap().initial_done);
+    let no_pre_copy = Front::new();
+    no_pre_copy.device.script().support = Support::default();
+    let report = no_pre_copy.migration.pending(false).unwrap();
+    assert!(report.initial_done, "nothing to wait for");
     front.device.script().size = Ok(u64::MAX - 5);
     assert_eq!(front.migration.data_size().unwrap(), 0);
     let report = front.migration.pending(true).unwrap();

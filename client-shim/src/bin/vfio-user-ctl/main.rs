@@ -5,23 +5,32 @@
 //! |---|---|
 //! | `args` | the command line |
 //! | `info` | `info`: gathers, prints; `pci` decodes config space |
+//! | `migrate` | `migrate`: from one backend to another; `transfer` does it, paces it, draws it |
+//! | `snapshot` | `save`, `load`: the stream to and from files and pipes |
 //! | `demo` | `demo`: drives the model GPU as a guest's driver would |
 //! | `bench` | `bench`: round trips |
-//! | `report` | errors and output |
+//! | `report`, `units` | errors and output; sizes, rates and times as people write them |
+//! | `interrupt` | Ctrl-C |
 
 mod args;
 mod bench;
 mod demo;
 mod info;
+mod interrupt;
+mod migrate;
 mod pci;
 mod report;
+mod snapshot;
+mod transfer;
+mod units;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use args::{Action, Args};
-use report::{chain, print};
+use report::{Failure, chain, print};
+use snapshot::End;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -32,12 +41,28 @@ fn main() -> ExitCode {
         Action::Info(options) => info::run(options),
         Action::Demo(options) => return demo::run(options),
         Action::Bench(options) => bench::run(options),
+        Action::Migrate(options) => return migrate::run(options),
+        Action::Save(options) => return streamed(snapshot::save(options)),
+        Action::Load(options) => return streamed(snapshot::load(options)),
     };
     match result {
         Ok(text) => print(&text),
-        Err(error) => {
-            eprintln!("vfio-user-ctl: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &Failure) -> ExitCode {
+    eprintln!("vfio-user-ctl: {}", chain(error.as_ref()));
+    ExitCode::FAILURE
+}
+
+fn streamed(end: Result<End, Failure>) -> ExitCode {
+    match end {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Interrupted) => {
+            eprintln!("vfio-user-ctl: Interrupted");
+            ExitCode::from(interrupt::INTERRUPTED)
         }
+        Err(error) => failed(&error),
     }
 }

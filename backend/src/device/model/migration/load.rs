@@ -326,13 +326,14 @@ impl Loading {
     ) -> Result<usize, Bad> {
         let most = rest.len().min(MAX_PIECE);
         let taken = usize::try_from(left).map_or(most, |left| left.min(most));
-        let copied = vram.with(offset, taken as u64, |target| {
-            rest.copy_to_volatile_slice(target);
-        });
-        copied.map_err(|fault| match fault {
-            VramFault::Outside { .. } => Bad::Contents(Kind::Vram),
-            VramFault::Lost { .. } => Bad::Vram(Errno::IO),
-        })?;
+        let part = rest
+            .subslice(0, taken)
+            .map_err(|_| Bad::Vram(Errno::INVAL))?;
+        vram.write_shared(offset, &part)
+            .map_err(|fault| match fault {
+                VramFault::Outside { .. } => Bad::Contents(Kind::Vram),
+                VramFault::Lost { .. } => Bad::Vram(Errno::IO),
+            })?;
         let left = left.saturating_sub(taken as u64);
         let offset = offset.saturating_add(taken as u64);
         self.at = match left {

@@ -20,12 +20,12 @@ const ENGINE: u32 = 4;
 /// Value of ID: "VGPU" in memory order.
 const ID_VALUE: u32 = u32::from_le_bytes(*b"VGPU");
 const ID: u64 = 0x000;
-const CAPS: u64 = 0x008;
 const SCRATCH: u64 = 0x00c;
 const VRAM_SIZE: u64 = 0x010;
 const SRC: u64 = 0x020;
 const DST: u64 = 0x028;
 const LEN: u64 = 0x030;
+const FILL: u64 = 0x038;
 const COMMAND: u64 = 0x03c;
 const DOORBELL: u64 = 0x040;
 const STATUS: u64 = 0x044;
@@ -34,8 +34,12 @@ const FENCE: u64 = 0x058;
 const INT_STATUS: u64 = 0x060;
 const INT_ENABLE: u64 = 0x064;
 
-/// COMMAND: copy and raise an event.
-const COPY_WITH_EVENT: u32 = 1 | 1 << 8;
+/// What a guest set up there and reads again: SCRATCH, FILL, FENCE, INT_ENABLE.
+const KEPT: [u64; 4] = [SCRATCH, FILL, FENCE, INT_ENABLE];
+
+const COMMAND_COPY: u32 = 1;
+const COMMAND_FILL: u32 = 2;
+const COMMAND_EVENT: u32 = 1 << 8;
 const SRC_IS_VRAM: u32 = 1 << 4;
 const DST_IS_VRAM: u32 = 1 << 5;
 const VECTOR_SHIFT: u32 = 16;
@@ -46,6 +50,7 @@ const DONE: u32 = 1 << 1;
 const PCI_COMMAND: u16 = 0x0406;
 const MSIX_INDEX: u32 = 2;
 const MSIX_ENABLE: u16 = 1 << 15;
+const MSIX_TABLE_SIZE: u16 = 0x7ff;
 const DEVICE_CONTROL_FLR: u16 = 1 << 15;
 /// Where messages would go on x86; the backend signals eventfds instead.
 const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
@@ -60,6 +65,20 @@ pub enum Place {
     Vram(u64),
     /// An address as the device sees guest memory.
     Guest(u64),
+}
+
+/// What the engine is to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    Copy {
+        from: Place,
+        to: Place,
+    },
+    /// VRAM from this offset, with this pattern.
+    Fill {
+        to: u64,
+        pattern: u32,
+    },
 }
 
 /// The driver.
@@ -77,22 +96,7 @@ pub struct Gpu<'a> {
 impl<'a> Gpu<'a> {
     /// Finds the device behind a client and enables it.
     pub fn probe(client: &'a Client) -> Result<Self, Failure> {
-        let mut bytes = vec![0; 256];
-        client.region_read(region::CONFIG, 0, &mut bytes)?;
-        let space = ConfigSpace::new(bytes);
-        let express = space
-            .find(ids::EXPRESS)
-            .ok_or("The device has no Express capability")?;
-        let msix = space
-            .find(ids::MSIX)
-            .ok_or("The device has no MSI-X capability")?;
-        let mut gpu = Self {
-            client,
-            express,
-            msix,
-            events: Vec::new(),
-            vram_size: 0,
-        };
+        let mut gpu = Self::find(client)?;
         gpu.enable()?;
         let id = gpu.read32(ID)?;
         if id != ID_VALUE {
@@ -104,9 +108,30 @@ impl<'a> Gpu<'a> {
         Ok(gpu)
     }
 
+    /// Finds the device behind a client and changes nothing: what a guest set up comes from elsewhere.
+    pub fn find(client: &'a Client) -> Result<Self, Failure> {
+        let mut bytes = vec![0; 256];
+        client.region_read(region::CONFIG, 0, &mut bytes)?;
+        let space = ConfigSpace::new(bytes);
+        let express = space
+            .find(ids::EXPRESS)
+            .ok_or("The device has no Express capability")?;
+        let msix = space
+            .find(ids::MSIX)
+            .ok_or("The device has no MSI-X capability")?;
+        Ok(Self {
+            client,
+            express,
+            msix,
+            events: Vec::new(),
+            vram_size: 0,
+        })
+    }
+
     /// Vectors of the device.
     pub fn vectors(&self) -> Result<u32, Error> {
-        Ok(self.read32(CAPS)? >> 16)
+        let control = self.config_read16(self.msix + 2)?;
+        Ok(u32::from(control & MSIX_TABLE_SIZE) + 1)
     }
 
     /// Lets the device answer and do DMA; needed again after each reset.
@@ -114,8 +139,25 @@ impl<'a> Gpu<'a> {
         self.config_write(0x04, PCI_COMMAND)
     }
 
-    /// Lets each vector signal an eventfd.
+    /// Gives each vector an eventfd, as a VMM does.
+    pub fn arm(&mut self) -> Result<(), Failure> {
+        self.events.clear();
+        for _ in 0..self.vectors()? {
+            self.events
+                .push(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        }
+        let events: Vec<_> = self
+            .events
+            .iter()
+            .map(|event| Some(event.as_fd()))
+            .collect();
+        self.client.arm(MSIX_INDEX, 0, &events)?;
+        Ok(())
+    }
+
+    /// Sets up and enables each vector, as a guest does.
     pub fn set_up(&mut self) -> Result<(), Failure> {
+        self.arm()?;
         let vectors = self.vectors()?;
         let table = self.config_read32(self.msix + 4)?;
         let (bar, base) = (table & 7, u64::from(table & !7));
@@ -130,15 +172,7 @@ impl<'a> Gpu<'a> {
             {
                 self.client.region_write(bar, at, dword)?;
             }
-            self.events
-                .push(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         }
-        let events: Vec<_> = self
-            .events
-            .iter()
-            .map(|event| Some(event.as_fd()))
-            .collect();
-        self.client.arm(MSIX_INDEX, 0, &events)?;
         let control = self.config_read16(self.msix + 2)?;
         self.config_write(self.msix + 2, control | MSIX_ENABLE)?;
         self.write32(
@@ -148,35 +182,54 @@ impl<'a> Gpu<'a> {
         Ok(())
     }
 
-    /// Copies with the DMA engine; `vector` is to interrupt at the end. One message starts it.
-    pub fn copy(&self, from: Place, to: Place, length: u64, vector: u32) -> Result<(), Failure> {
-        let (source, mut command) = match from {
-            Place::Vram(offset) => (offset, SRC_IS_VRAM),
+    /// Has the engine work; `vector` is to interrupt at the end.
+    pub fn run(&self, work: Work, length: u64, vector: u32) -> Result<(), Failure> {
+        self.start(work, length, vector)?;
+        self.wait(vector)?;
+        self.finish(work, length, vector)
+    }
+
+    /// Starts the engine, in one message.
+    pub fn start(&self, work: Work, length: u64, vector: u32) -> Result<(), Failure> {
+        let (mut command, mut source, mut pattern) = (COMMAND_EVENT, 0, 0);
+        let place = |place, is_vram| match place {
+            Place::Vram(offset) => (offset, is_vram),
             Place::Guest(iova) => (iova, 0),
         };
-        let destination = match to {
-            Place::Vram(offset) => {
-                command |= DST_IS_VRAM;
-                offset
+        let to = match work {
+            Work::Copy { from, to } => {
+                let (offset, vram) = place(from, SRC_IS_VRAM);
+                source = offset;
+                command |= COMMAND_COPY | vram;
+                to
             }
-            Place::Guest(iova) => iova,
+            Work::Fill { to, pattern: word } => {
+                pattern = word;
+                command |= COMMAND_FILL;
+                Place::Vram(to)
+            }
         };
-        command |= COPY_WITH_EVENT | vector << VECTOR_SHIFT;
+        let (destination, vram) = place(to, DST_IS_VRAM);
+        command |= vram | vector << VECTOR_SHIFT;
         let writes = [
             MultiWrite::new(ENGINE, SRC, &source.to_le_bytes()),
             MultiWrite::new(ENGINE, DST, &destination.to_le_bytes()),
             MultiWrite::new(ENGINE, LEN, &length.to_le_bytes()),
+            MultiWrite::new(ENGINE, FILL, &pattern.to_le_bytes()),
             MultiWrite::new(ENGINE, COMMAND, &command.to_le_bytes()),
             MultiWrite::new(ENGINE, DOORBELL, &1_u32.to_le_bytes()),
         ];
         let writes: Vec<_> = writes.into_iter().flatten().collect();
         self.client.region_write_multi(&writes)?;
-        self.wait(vector)?;
+        Ok(())
+    }
+
+    /// Checks and acknowledges what an interrupt said to be done.
+    pub fn finish(&self, work: Work, length: u64, vector: u32) -> Result<(), Failure> {
         let (status, completed) = (self.read32(STATUS)?, self.read64(COMPLETED)?);
         if status != DONE || completed != length {
             return Err(format!(
-                "A copy of {length} bytes from {from:x?} to {to:x?} ended with status {status:#x} \
-                 after {completed} bytes"
+                "{length} bytes of {work:x?} ended with status {status:#x} after {completed} bytes"
             )
             .into());
         }
@@ -190,23 +243,30 @@ impl<'a> Gpu<'a> {
 
     /// Sleeps until a vector interrupts, just once.
     fn wait(&self, vector: u32) -> Result<(), Failure> {
+        wait_for_one(&[self], vector).map(drop)
+    }
+
+    fn event(&self, vector: u32) -> Result<&OwnedFd, Failure> {
         let event = usize::try_from(vector)
             .ok()
             .and_then(|vector| self.events.get(vector));
-        let event = event.ok_or_else(|| format!("There is no vector {vector}"))?;
-        let timeout = Timespec::try_from(PATIENCE)?;
-        let mut fds = [PollFd::new(event, PollFlags::IN)];
-        if retry_on_intr(|| poll(&mut fds, Some(&timeout)))? == 0 {
-            return Err(format!("Vector {vector} did not interrupt in {PATIENCE:?}").into());
+        Ok(event.ok_or_else(|| format!("There is no vector {vector}"))?)
+    }
+
+    /// The registers that a guest set up, or counts on.
+    pub fn kept(&self) -> Result<[u32; 4], Error> {
+        let mut values = [0; 4];
+        for (value, register) in values.iter_mut().zip(KEPT) {
+            *value = self.read32(register)?;
         }
-        let mut count = [0; 8];
-        read(event, &mut count)?;
-        match u64::from_ne_bytes(count) {
-            1 => Ok(()),
-            count => {
-                Err(format!("Vector {vector} interrupted {count} times instead of once").into())
-            }
-        }
+        Ok(values)
+    }
+
+    /// Config space as the guest sees it.
+    pub fn config_space(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; 4096];
+        self.client.region_read(region::CONFIG, 0, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Commands finished since the last reset.
@@ -262,6 +322,33 @@ impl<'a> Gpu<'a> {
     fn config_write(&self, at: usize, value: u16) -> Result<(), Error> {
         self.client
             .region_write(region::CONFIG, offset(at), &value.to_le_bytes())
+    }
+}
+
+/// Sleeps until a vector of one of several devices interrupts, just once; which of them.
+pub fn wait_for_one(gpus: &[&Gpu<'_>], vector: u32) -> Result<usize, Failure> {
+    let events = gpus.iter().map(|gpu| gpu.event(vector));
+    let events = events.collect::<Result<Vec<_>, _>>()?;
+    let mut fds: Vec<_> = events
+        .iter()
+        .map(|event| PollFd::new(*event, PollFlags::IN))
+        .collect();
+    let timeout = Timespec::try_from(PATIENCE)?;
+    if retry_on_intr(|| poll(&mut fds, Some(&timeout)))? == 0 {
+        return Err(format!("Vector {vector} did not interrupt in {PATIENCE:?}").into());
+    }
+    let (mut total, mut which) = (0, 0);
+    for (at, event) in events.iter().enumerate() {
+        let mut count = [0; 8];
+        // Nothing to be read is no interrupt.
+        if read(event, &mut count).is_ok() {
+            total += u64::from_ne_bytes(count);
+            which = at;
+        }
+    }
+    match total {
+        1 => Ok(which),
+        count => Err(format!("Vector {vector} interrupted {count} times instead of once").into()),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Interrupt, Pci, Region, Report};
+use super::{Interrupt, Migration, Pci, Region, Report};
 use crate::pci::BarKind;
 
 /// The whole report as one object.
@@ -17,10 +17,7 @@ pub fn render(report: &Report) -> Value {
         "regions": report.regions.iter().map(region).collect::<Vec<_>>(),
         "interrupts": report.interrupts.iter().map(interrupt).collect::<Vec<_>>(),
         "reset": report.can_reset,
-        "migration": {
-            "supported": report.migration.is_some(),
-            "flags": report.migration.as_deref().unwrap_or_default(),
-        },
+        "migration": migration(report.migration.as_ref()),
         "backend": negotiated.device,
         "negotiated": {
             "max_data_xfer_size": negotiated.max_data_xfer_size,
@@ -31,6 +28,15 @@ pub fn render(report: &Report) -> Value {
             "twin_socket": negotiated.twin_socket,
             "irq_routes": negotiated.irq_routes,
         },
+    })
+}
+
+fn migration(migration: Option<&Migration>) -> Value {
+    json!({
+        "supported": migration.is_some(),
+        "flags": migration.map_or(&[][..], |migration| &migration.can),
+        "state": migration.map(|migration| &migration.state),
+        "stop_copy_bytes": migration.and_then(|migration| migration.size),
     })
 }
 

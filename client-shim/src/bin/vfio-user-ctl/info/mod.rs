@@ -9,7 +9,6 @@ mod specific;
 mod text;
 
 use vfio_user_client::protocol::device::{DEVICE_PCI, DEVICE_RESET, RegionCapability, SparseArea};
-use vfio_user_client::protocol::feature;
 use vfio_user_client::protocol::irq::{
     INFO_AUTOMASKED, INFO_EVENTFD, INFO_MASKABLE, INFO_NORESIZE,
 };
@@ -24,9 +23,6 @@ const MAX_INDEXES: u32 = 64;
 /// The largest config space there is, in bytes.
 const CONFIG_SPACE: u64 = 4096;
 
-/// Migration flags (`VFIO_MIGRATION_*`, linux/vfio.h) and their names.
-const MIGRATION_FLAGS: [(u64, &str); 3] = [(1, "stop-copy"), (2, "p2p"), (4, "pre-copy")];
-
 /// All that is shown.
 #[derive(Debug)]
 struct Report {
@@ -35,8 +31,8 @@ struct Report {
     can_reset: bool,
     regions: Vec<Region>,
     interrupts: Vec<Interrupt>,
-    /// Names of what migration can do; `None` where the device does not migrate.
-    migration: Option<Vec<&'static str>>,
+    /// `None` where the device does not migrate.
+    migration: Option<Migration>,
     pci: Option<Pci>,
 }
 
@@ -61,6 +57,16 @@ struct Interrupt {
     count: u32,
     /// Names of its flags.
     flags: Vec<&'static str>,
+}
+
+#[derive(Debug)]
+struct Migration {
+    /// Names of what it can do.
+    can: Vec<&'static str>,
+    /// The state, or why the server does not tell.
+    state: String,
+    /// About how many bytes a stop-copy gives.
+    size: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -192,20 +198,32 @@ fn gather_pci(client: &Client, size: u64) -> Result<Pci, Error> {
     })
 }
 
-fn gather_migration(client: &Client) -> Result<Option<Vec<&'static str>>, Error> {
-    let data = match client.feature_probe(feature::MIGRATION, feature::GET)? {
-        false => return Ok(None),
-        true => match client.feature_get(feature::MIGRATION, &[]) {
-            Ok(data) => data,
-            Err(Error::Peer { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        },
+fn gather_migration(client: &Client) -> Result<Option<Migration>, Error> {
+    let told = |error| match error {
+        error @ Error::Peer { .. } => Ok(error.to_string()),
+        error => Err(error),
     };
-    let flags = data
-        .first_chunk()
-        .map_or(0, |bytes| u64::from_ne_bytes(*bytes));
-    let names = MIGRATION_FLAGS.iter().filter(|(bit, _)| flags & bit != 0);
-    Ok(Some(names.map(|(_, name)| *name).collect()))
+    let Some(migration) = client.migration()? else {
+        return Ok(None);
+    };
+    let support = migration.support();
+    let flags = [
+        (true, "stop-copy"),
+        (support.p2p, "p2p"),
+        (support.pre_copy, "pre-copy"),
+    ];
+    let can = flags.iter().filter(|(can, _)| *can);
+    Ok(Some(Migration {
+        can: can.map(|(_, name)| *name).collect(),
+        state: match migration.state() {
+            Ok(state) => state.to_string(),
+            Err(error) => told(error)?,
+        },
+        size: match migration.stop_copy_size() {
+            Ok(size) => size,
+            Err(error) => told(error).map(|_| None)?,
+        },
+    }))
 }
 
 fn region_name(index: u32) -> Option<String> {

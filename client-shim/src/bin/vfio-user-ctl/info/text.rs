@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use super::{Pci, Region, Report};
 use crate::pci::BarKind;
 use crate::report::bytes;
+use crate::units::size;
 
 /// Writing to a String does not fail.
 macro_rules! line {
@@ -54,7 +55,14 @@ pub fn render(report: &Report) -> String {
     line!(out, "Reset: {}", yes_no(report.can_reset));
     match &report.migration {
         None => line!(out, "Migration: no"),
-        Some(names) => line!(out, "Migration: yes ({})", names.join(", ")),
+        Some(migration) => {
+            line!(out, "Migration: yes ({})", migration.can.join(", "));
+            line!(out, "\tState: {}", migration.state);
+            match migration.size {
+                Some(bytes) => line!(out, "\tStop-copy: about {}", size(bytes)),
+                None => line!(out, "\tStop-copy: size not known"),
+            }
+        }
     }
     let negotiated = &report.negotiated;
     line!(out, "Negotiated:");
@@ -77,6 +85,12 @@ pub fn render(report: &Report) -> String {
         yes_no(negotiated.twin_socket),
         yes_no(negotiated.irq_routes)
     );
+    let features = negotiated.migration.names();
+    let granted = features.iter().filter(|(_, granted)| *granted);
+    let granted: Vec<_> = granted.map(|(name, _)| *name).collect();
+    if !granted.is_empty() {
+        line!(out, "\tOf migration's extensions: {}", granted.join(", "));
+    }
     out
 }
 

@@ -2,7 +2,7 @@
 //! Kernel devices behind the session: from one scripted kernel into another, as a client does it.
 
 use super::*;
-use crate::device::kernel::fake::{Data, DataScript};
+use crate::device::kernel::fake::{Data, DataScript, PCI};
 use crate::function::Function;
 use crate::memory::{AddressSpace, CpuAccess};
 use crate::migration::buffer::{Piece, Room};
@@ -200,4 +200,16 @@ fn v2(write: impl FnOnce(&mut DataScript)) -> (Function, Data) {
         ..script()
     };
     (function(script), data)
+}
+
+#[test]
+fn a_device_that_migrates_is_reset_though_it_does_not_announce_that() {
+    let (source, _) = with_region(&[], TYPE);
+    let stream = save(&function(source), 5000);
+    let (mut script, sim) = with_region(&[], TYPE);
+    script.flags = PCI;
+    let destination = function(script);
+    load(&destination, &stream[..stream.len() - 1], 5000).unwrap_err();
+    assert_eq!(sim.driver().device_state & 7, 1);
+    assert_eq!(destination.migration().state().unwrap(), Running);
 }

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Ctrl-C: the first one is asked for at the next good moment, the second one ends the program at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// The exit code of a program that was interrupted, as shells count it.
+pub const INTERRUPTED: u8 = 128 + 2;
+
+/// Whether the user wants it to end.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// From now on signals are noted instead of ending the program.
+    pub fn catch() -> io::Result<Self> {
+        let this = Self::default();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // The order matters: the first signal finds the flag unset.
+            let code = INTERRUPTED.into();
+            flag::register_conditional_shutdown(signal, code, Arc::clone(&this.0))?;
+            flag::register(signal, Arc::clone(&this.0))?;
+        }
+        Ok(this)
+    }
+
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

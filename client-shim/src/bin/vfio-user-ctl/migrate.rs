@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `migrate`: a device from one backend to another, with this tool as the client of both.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vfio_user_client::Client;
+use vfio_user_client::migration::Migration;
+
+use crate::args::{self, Migrate};
+use crate::interrupt::{INTERRUPTED, Interrupt};
+use crate::report::{Failure, chain, json as print_json, print};
+use crate::transfer::timeline::Timeline;
+use crate::transfer::watch::Watch;
+use crate::transfer::{self, End, NoGuest, Plan, picture};
+use crate::units::milliseconds_up;
+
+/// It will not converge.
+pub const STALLED: u8 = 3;
+
+/// The limit where none is asked for.
+const LIMIT: Duration = Duration::from_millis(300);
+
+/// Migrates; the verdict is the exit code and, with `--json`, the object.
+pub fn run(options: &Migrate) -> ExitCode {
+    let mut timeline = Timeline::new();
+    let outcome = migrate(options, &mut timeline);
+    let (end, plan) = match outcome {
+        Ok((end, plan)) => (end, plan),
+        Err(error) => {
+            let line = chain(error.as_ref());
+            if options.json {
+                let _ = print(&print_json(&object(&timeline, Some(&line), None)));
+            }
+            eprintln!("vfio-user-ctl: {line}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (code, line) = match end {
+        End::Done => (0, None),
+        End::Stalled(needs) => (STALLED, Some(transfer::explain(&needs, &plan))),
+        End::Unpredictable => {
+            let line = "The device does not say how much a stop-copy takes, so no --downtime-limit can be \
+                        kept; without one it migrates. The source runs on";
+            (STALLED, Some(line.to_owned()))
+        }
+        End::Interrupted => {
+            let line = "Interrupted: the source runs on, the destination is reset";
+            (INTERRUPTED, Some(line.to_owned()))
+        }
+    };
+    if options.json {
+        let _ = print(&print_json(&object(&timeline, line.as_deref(), Some(&end))));
+    } else if line.is_none() {
+        let _ = print(&transfer::summary(&timeline, &plan));
+    }
+    if let Some(line) = line {
+        eprintln!("vfio-user-ctl: {line}");
+    }
+    ExitCode::from(code)
+}
+
+fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Failure> {
+    let plan = Plan {
+        bandwidth: options.bandwidth,
+        limit: options.downtime_limit.map_or(LIMIT, Duration::from_millis),
+        strict: options.downtime_limit.is_some(),
+        interrupt: Interrupt::catch()?,
+    };
+    let source = attach(&options.from, options.timeout)?;
+    let destination = attach(&options.to, options.timeout)?;
+    *timeline = Timeline::new();
+    let watch = if options.json {
+        Watch::Silent
+    } else {
+        Watch::new()
+    };
+    let from = migration(&source, &options.from)?;
+    let to = migration(&destination, &options.to)?;
+    let end = transfer::run(&from, &to, &plan, timeline, &watch, &mut NoGuest);
+    watch.end();
+    if let Some(path) = &options.report {
+        let title = format!("{} to {}", options.from.display(), options.to.display());
+        let page = picture::render(&title, timeline, &plan);
+        let written = fs::write(path, page);
+        written.map_err(|error| format!("Cannot write {}: {error}", path.display()))?;
+    }
+    let end = end?;
+    if end == End::Done {
+        crate::snapshot::warn_of_reset(&destination, &options.to);
+    }
+    Ok((end, plan))
+}
+
+/// Attaches with all that migration can use.
+pub fn attach(socket: &Path, timeout: u64) -> Result<Client, Failure> {
+    Ok(Client::connect(socket, args::for_migration(timeout))?)
+}
+
+/// The migration of the device there.
+pub fn migration(client: &Client, socket: &Path) -> Result<Migration, Failure> {
+    let migration = client.migration()?;
+    Ok(migration.ok_or_else(|| format!("{}: The device does not migrate", socket.display()))?)
+}
+
+fn object(timeline: &Timeline, error: Option<&str>, end: Option<&End>) -> Value {
+    let mut object = timeline.object();
+    let needs = match end {
+        Some(End::Stalled(needs)) => json!({
+            "downtime_limit_ms": needs
+                .limit
+                .and_then(|limit| u64::try_from(milliseconds_up(limit)).ok()),
+            "bandwidth": needs.bandwidth,
+        }),
+        _ => Value::Null,
+    };
+    if let Some(object) = object.as_object_mut() {
+        object.insert("ok".to_owned(), error.is_none().into());
+        object.insert("error".to_owned(), error.into());
+        object.insert("needs".to_owned(), needs);
+    }
+    object
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Servers that answer migration with what nobody can want: nothing panics, hangs, grows or is believed.
+
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use proptest::prelude::*;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::*;
+use crate::protocol::extension::migration as wire;
+use crate::protocol::version::{Capabilities, Extension};
+use crate::protocol::{Command, extension};
+use crate::testing::{Message, Peer, word};
+
+/// A client of a server that answers each command as `script` says: a body, or an errno.
+fn scripted(
+    features: MigrationFeatures,
+    script: impl FnMut(Command, &Message) -> Result<Vec<u8>, u32> + Send + 'static,
+) -> (Client, JoinHandle<()>) {
+    let options = Options {
+        migration: features,
+        ..Options::default()
+    };
+    let (client, server) = try_client(options, move |peer| {
+        let features = [
+            extension::migration::PENDING,
+            extension::migration::MIG_CHANNEL,
+            extension::migration::MIG_SHM,
+        ];
+        let capabilities = Capabilities {
+            extension: Some(Extension {
+                version: extension::VERSION,
+                features: features.map(str::to_owned).to_vec(),
+                ..Extension::default()
+            }),
+            ..Capabilities::default()
+        };
+        peer.negotiate(&capabilities, &[]);
+        answer_all(peer, script);
+    });
+    (client.unwrap(), server)
+}
+
+fn answer_all(
+    peer: &mut Peer,
+    mut script: impl FnMut(Command, &Message) -> Result<Vec<u8>, u32> + Send + 'static,
+) {
+    while let Some(mut request) = peer.next() {
+        let command = Command::try_from(request.header.command).unwrap();
+        if command == Command::MigChannel {
+            let end = UnixStream::from(request.fds.pop().unwrap());
+            peer.reply(&request, &[], &[]);
+            // Nothing but a reset comes on the main socket from here on.
+            let channel = thread::spawn(move || answer_all(&mut Peer::new(end), script));
+            while let Some(request) = peer.next() {
+                peer.reply(&request, &[], &[]);
+            }
+            channel.join().unwrap();
+            return;
+        }
+        // The client may have hung up on what it got.
+        let _ = match script(command, &request) {
+            Ok(body) => {
+                let header = request.header.reply(body.len());
+                peer.sender.send(&header, &[&body], &[])
+            }
+            Err(errno) => peer
+                .sender
+                .send(&request.header.error_reply(errno), &[], &[]),
+        };
+    }
+}
+
+/// Features and states as of a device that has them, so that the interesting part is reached.
+fn sane(request: &Message) -> Vec<u8> {
+    let value: u64 = match word(&request.body, 4) & 0xffff {
+        1 => 7,
+        // RUNNING.
+        2 => 2,
+        _ => 1000,
+    };
+    [&request.body[..8], value.as_bytes()].concat()
+}
+
+fn shared() -> MigrationFeatures {
+    MigrationFeatures {
+        channel: true,
+        shared_memory: true,
+        ..MigrationFeatures::NONE
+    }
+}
+
+/// What the first read gives if a transfer is answered so.
+fn read_shared(
+    stopped: bool,
+    answer: impl Fn(&mut wire::ShmTransfer) + Send + 'static,
+) -> Result<Progress, Error> {
+    let (client, server) = scripted(shared(), move |command, request| {
+        Ok(match command {
+            Command::DeviceFeature => sane(request),
+            Command::MigShmRead => {
+                let mut transfer = wire::ShmTransfer::read_from_bytes(&request.body).unwrap();
+                answer(&mut transfer);
+                transfer.as_bytes().to_vec()
+            }
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(true).unwrap();
+    if stopped {
+        saver.switch_over().unwrap();
+    }
+    let mut sink = Vec::new();
+    let result = saver.iterate(&mut sink);
+    drop((saver, client, migration));
+    server.join().unwrap();
+    result
+}
+
+#[test]
+fn transfers_that_were_not_asked_for_are_refused() {
+    type Change = fn(&mut wire::ShmTransfer);
+    let changes: [(bool, Change); 7] = [
+        (false, |transfer| transfer.size += 1),
+        (false, |transfer| transfer.size = u64::MAX),
+        (false, |transfer| transfer.offset += 4096),
+        (false, |transfer| transfer.size = 0),
+        (false, |transfer| transfer.flags = wire::SHM_END_OF_STREAM),
+        (true, |transfer| transfer.flags = wire::SHM_END_OF_PRECOPY),
+        (true, |transfer| transfer.flags = 1 << 31),
+    ];
+    for (number, (stopped, change)) in changes.into_iter().enumerate() {
+        let result = read_shared(stopped, change);
+        assert!(
+            matches!(result, Err(Error::Reply { .. })),
+            "{number}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn data_by_message_that_was_not_asked_for_is_refused() {
+    // Size as said, bytes as sent.
+    for (said, sent) in [
+        (u32::MAX, 10),
+        (11, 10),
+        (9, 10),
+        ((1 << 20) + 1, (1 << 20) + 1),
+        (0, 1),
+    ] {
+        let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+            Ok(match command {
+                Command::DeviceFeature => sane(request),
+                Command::MigDataRead => [[8, said].as_bytes(), &vec![1; sent][..]].concat(),
+                _ => Vec::new(),
+            })
+        });
+        let migration = client.migration().unwrap().unwrap();
+        let mut saver = migration.save(true).unwrap();
+        let result = saver.iterate(&mut Vec::new());
+        assert!(
+            matches!(result, Err(Error::Reply { .. } | Error::TooLong { .. })),
+            "{said} {sent}: {result:?}"
+        );
+        drop((saver, client, migration));
+        server.join().unwrap();
+    }
+}
+
+/// The caller is asked after each chunk, and can leave.
+#[test]
+fn a_stream_without_end_can_be_left() {
+    for features in [MigrationFeatures::NONE, shared()] {
+        let (client, server) = scripted(features, |command, request| {
+            Ok(match command {
+                Command::DeviceFeature => sane(request),
+                Command::MigDataRead => {
+                    let size = word(&request.body, 4);
+                    [[size + 8, size].as_bytes(), &vec![7; size as usize][..]].concat()
+                }
+                Command::MigShmRead => request.body.clone(),
+                _ => Vec::new(),
+            })
+        });
+        let migration = client.migration().unwrap().unwrap();
+        let mut saver = migration.save(true).unwrap();
+        saver.switch_over().unwrap();
+        for _ in 0..100 {
+            let progress = saver.iterate(&mut Vec::new()).unwrap();
+            assert_eq!(progress, Progress::Data(1 << 20));
+        }
+        saver.cancel().unwrap();
+        drop((client, migration));
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn garbage_sizes_are_unknown() {
+    for (size, expected) in [
+        (0, Some(0)),
+        (u64::MAX >> 1, Some(u64::MAX >> 1)),
+        (1 << 63, None),
+        (u64::MAX, None),
+    ] {
+        let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+            Ok(match command {
+                Command::DeviceFeature if word(&request.body, 4) & 0xffff == 9 => {
+                    [&request.body[..8], size.as_bytes()].concat()
+                }
+                Command::DeviceFeature => sane(request),
+                _ => Vec::new(),
+            })
+        });
+        let migration = client.migration().unwrap().unwrap();
+        assert_eq!(migration.stop_copy_size().unwrap(), expected);
+        let mut saver = migration.save(true).unwrap();
+        let pending = saver.pending(true).unwrap();
+        assert_eq!(pending.total(), expected.unwrap_or(0));
+        assert_eq!(pending.unknown, expected.is_none());
+        drop((saver, client, migration));
+        server.join().unwrap();
+    }
+}
+
+/// Everything a migration does, whatever it gets.
+fn migrate(client: &Client) -> Result<(), Error> {
+    let Some(migration) = client.migration()? else {
+        return Ok(());
+    };
+    let _ = migration.state();
+    if let Ok(mut saver) = migration.save(true) {
+        let _ = saver.pending(true);
+        let _ = saver.precopy_info();
+        for _ in 0..5 {
+            let _ = saver.iterate(&mut Vec::new());
+        }
+        let _ = saver.switch_over();
+        let _ = saver.pending(false);
+        for _ in 0..5 {
+            let _ = saver.iterate(&mut Vec::new());
+        }
+        let _ = saver.finish();
+    }
+    if let Ok(mut loader) = migration.load() {
+        let _ = loader.load(&[1; 3000]);
+        let _ = loader.ready();
+        let _ = loader.finish(true);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_a_server_answers_nothing_panics_or_hangs(
+        answers in prop::collection::vec(
+            prop_oneof![
+                (1_u32..200).prop_map(Err),
+                prop::collection::vec(any::<u8>(), 0..60).prop_map(Ok),
+                // Words of plausible sizes.
+                prop::collection::vec(0_u32..40, 0..12)
+                    .prop_map(|words| Ok(words.as_bytes().to_vec())),
+            ],
+            1..30,
+        ),
+        honest in 0_usize..8,
+        all in any::<bool>(),
+    ) {
+        let features = if all { MigrationFeatures::ALL } else { MigrationFeatures::NONE };
+        let mut answers = answers.into_iter().cycle();
+        let mut seen = 0;
+        let (client, server) = scripted(features, move |command, request| {
+            seen += 1;
+            if seen <= honest && command == Command::DeviceFeature {
+                return Ok(sane(request));
+            }
+            if command == Command::MigShm {
+                return Ok(Vec::new());
+            }
+            answers.next().unwrap()
+        });
+        let _ = migrate(&client);
+        drop(client);
+        server.join().unwrap();
+    }
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vfio-user-ctl migrate`, `save` and `load`, as people and scripts use them.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use system_tests::backend::Backend;
+use system_tests::binaries;
+use system_tests::process::Process;
+use vfio_user_client::{Client, MigrationFeatures};
+
+use super::vm::{Vm, options, text};
+
+const LENGTH: usize = 3 << 20;
+
+fn start(model: &[&str]) -> Backend {
+    let model = [&["vram=4M"], model].concat();
+    Backend::start_with(&model, &["--on-disconnect", "keep"])
+}
+
+/// Uses the device of a backend, as one of its clients.
+#[track_caller]
+fn with<R>(backend: &Backend, act: impl FnOnce(&mut Vm<'_>) -> R) -> R {
+    let mut clients = 0;
+    // The one before may just be leaving.
+    let client = loop {
+        match Client::connect(backend.socket(), options(MigrationFeatures::NONE)) {
+            Ok(client) => break client,
+            Err(error) if clients < 1000 => {
+                clients += 1;
+                assert_eq!(error.errno(), 16, "busy: {error}");
+                std::thread::yield_now();
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    act(&mut Vm::new(&client))
+}
+
+fn ctl(arguments: &[&str]) -> Output {
+    let mut command = Command::new(binaries::ctl());
+    command
+        .args(arguments)
+        .output()
+        .expect("vfio-user-ctl runs")
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+#[track_caller]
+fn line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+#[test]
+fn a_device_goes_from_socket_to_socket() {
+    let (source, destination) = (start(&[]), start(&[]));
+    with(&source, |vm| vm.fill(41, LENGTH));
+    source.wait_until_left(1);
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let page = folder.path().join("page.html");
+    let output = ctl(&[
+        "migrate",
+        "--from",
+        text(&source.socket()),
+        "--to",
+        text(&destination.socket()),
+        "--report",
+        text(&page),
+        "--bandwidth",
+        "400Mbit",
+    ]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.starts_with("migrated: ") && text.contains("\ndowntime: "),
+        "{text}"
+    );
+    let progress = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        progress.contains("pass 1: ") && progress.contains("switch-over"),
+        "{progress}"
+    );
+    let page = fs::read_to_string(page).expect("a page");
+    assert!(
+        page.contains("<svg") && page.contains("Outcome</td><td>migrated"),
+        "{page}"
+    );
+    destination.wait_until_left(1);
+    with(&destination, |vm| vm.check(41, LENGTH));
+}
+
+#[test]
+fn programs_are_told_in_json() {
+    let (source, destination) = (start(&[]), start(&[]));
+    with(&source, |vm| vm.fill(42, LENGTH));
+    source.wait_until_left(1);
+    let (from, to) = (source.socket(), destination.socket());
+    let output = ctl(&[
+        "migrate",
+        "--json",
+        "--from",
+        text(&from),
+        "--to",
+        text(&to),
+    ]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["ok"], true);
+    assert!(
+        object["bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 3 << 20)
+    );
+    for key in [
+        "passes",
+        "downtime_ms",
+        "expected_downtime_ms",
+        "throughput_mib_s",
+        "total_ms",
+    ] {
+        assert!(
+            object[key].as_f64().is_some_and(|value| value > 0.0),
+            "{key}: {object:#}"
+        );
+    }
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_backend_that_resets_when_it_is_left_is_named() {
+    let (source, destination) = (start(&[]), Backend::start_model(&["vram=4M"]));
+    let (from, to) = (source.socket(), destination.socket());
+    let output = ctl(&[
+        "migrate",
+        "--json",
+        "--from",
+        text(&from),
+        "--to",
+        text(&to),
+    ]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let line = line(&output);
+    assert!(
+        line.contains("--on-disconnect keep") && line.contains(text(&to)),
+        "{line}"
+    );
+}
+
+#[test]
+fn what_cannot_be_is_said_in_one_line_and_the_source_runs_on() {
+    let source = start(&[]);
+    with(&source, |vm| vm.fill(43, LENGTH));
+    source.wait_until_left(1);
+    let from = source.socket();
+    let smaller = Backend::start_model(&["vram=2M"]);
+    let to = smaller.socket();
+    let output = ctl(&[
+        "migrate",
+        "--json",
+        "--from",
+        text(&from),
+        "--to",
+        text(&to),
+    ]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    let said = line(&output);
+    assert!(
+        said.contains("Destination: ") && said.contains("4194304"),
+        "{said}"
+    );
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["ok"], false);
+    source.wait_until_left(2);
+
+    // Garbage sizes: no limit can be promised, and without one it goes.
+    let garbage = start(&["faults=garbage-sizes"]);
+    let other = start(&[]);
+    let (from, to) = (garbage.socket(), other.socket());
+    let base = [
+        "migrate",
+        "--json",
+        "--from",
+        text(&from),
+        "--to",
+        text(&to),
+    ];
+    let output = ctl(&[
+        &base[..],
+        &["--downtime-limit", "1000", "--bandwidth", "1G"],
+    ]
+    .concat());
+    assert_eq!(code(&output), Some(3), "{output:?}");
+    assert!(line(&output).contains("does not say"), "{output:?}");
+    garbage.wait_until_left(1);
+    other.wait_until_left(1);
+    let output = ctl(&base);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+
+    with(&source, |vm| vm.check(43, LENGTH));
+}
+
+#[test]
+fn a_device_is_saved_to_a_file_and_loaded_from_it() {
+    let (source, destination) = (start(&[]), start(&[]));
+    with(&source, |vm| vm.fill(44, LENGTH));
+    source.wait_until_left(1);
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let (from, to) = (source.socket(), destination.socket());
+    for (round, live) in [&[][..], &["--live"]].into_iter().enumerate() {
+        let file = folder.path().join("stream");
+        let output = ctl(&[&["save", text(&from), "-o", text(&file)], live].concat());
+        assert_eq!(code(&output), Some(0), "{output:?}");
+        assert!(output.stdout.is_empty() && line(&output).starts_with("saved"));
+        source.wait_until_left(2 + round);
+        let output = ctl(&["load", text(&to), text(&file)]);
+        assert_eq!(code(&output), Some(0), "{output:?}");
+        destination.wait_until_left(1 + 2 * round);
+        with(&destination, |vm| vm.check(44, LENGTH));
+        destination.wait_until_left(2 + 2 * round);
+    }
+    with(&source, |vm| vm.check(44, LENGTH));
+
+    // Not all of it: nothing is loaded, whatever is missing.
+    let stream = fs::read(folder.path().join("stream")).expect("the stream");
+    for length in [0, 1, 1000, stream.len() / 2, stream.len() - 1] {
+        let file = folder.path().join("part");
+        fs::write(&file, &stream[..length]).expect("a file");
+        let other = start(&[]);
+        let output = ctl(&["load", text(&other.socket()), text(&file)]);
+        // Nothing at all is no failure of the device's, and still not a device.
+        assert_eq!(code(&output), Some(1), "{length}: {output:?}");
+        line(&output);
+    }
+}
+
+#[test]
+fn save_and_load_meet_in_a_pipe() {
+    let (source, destination) = (start(&[]), start(&[]));
+    with(&source, |vm| vm.fill(45, LENGTH));
+    source.wait_until_left(1);
+    let mut save = Command::new(binaries::ctl())
+        .args(["save", "--live", text(&source.socket())])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("vfio-user-ctl runs");
+    let pipe = save.stdout.take().expect("a pipe");
+    let output = Command::new(binaries::ctl())
+        .args(["load", text(&destination.socket())])
+        .stdin(pipe)
+        .output()
+        .expect("vfio-user-ctl runs");
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    assert!(save.wait().expect("a status").success());
+    destination.wait_until_left(1);
+    with(&destination, |vm| vm.check(45, LENGTH));
+    source.wait_until_left(2);
+    with(&source, |vm| vm.check(45, LENGTH));
+}
+
+#[test]
+fn a_broken_pipe_leaves_the_source_running() {
+    let source = start(&[]);
+    with(&source, |vm| vm.fill(46, LENGTH));
+    source.wait_until_left(1);
+    for (round, live) in [&[][..], &["--live"]].into_iter().enumerate() {
+        let mut save = Command::new(binaries::ctl())
+            .args([&["save", text(&source.socket())], live].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("vfio-user-ctl runs");
+        let mut pipe = save.stdout.take().expect("a pipe");
+        pipe.read_exact(&mut [0; 1000]).expect("a beginning");
+        drop(pipe);
+        let output = save.wait_with_output().expect("a status");
+        assert_eq!(code(&output), Some(1), "{output:?}");
+        assert!(line(&output).contains("Broken pipe"), "{output:?}");
+        source.wait_until_left(2 + round);
+    }
+    with(&source, |vm| vm.check(46, LENGTH));
+}
+
+#[test]
+fn an_interrupted_migration_leaves_the_source_running() {
+    // It changes faster than the link is, so that it does not end by itself before it is told to.
+    let (source, destination) = (start(&["faults=dirty-rate=50M"]), start(&[]));
+    with(&source, |vm| vm.enable());
+    source.wait_until_left(1);
+    let mut command = Command::new(binaries::ctl());
+    command
+        .args(["migrate", "--from", text(&source.socket())])
+        .args(["--to", text(&destination.socket())])
+        .args(["--bandwidth", "1M", "--downtime-limit", "1"]);
+    let mut migrate = Process::spawn("vfio-user-ctl", command);
+    migrate.wait_for_errors("that a pass is over", 1, |line| line.starts_with("pass 1"));
+    let status = migrate.end_by(Signal::INT);
+    assert_eq!(status.code(), Some(130), "{}", migrate.report());
+    assert!(migrate.stderr().contains("Interrupted: the source runs on"));
+    source.wait_until_left(2);
+    destination.wait_until_left(1);
+    with(&source, |vm| {
+        assert_eq!(
+            vm.state(),
+            vfio_user_client::protocol::migration::MigrationState::Running
+        );
+        vm.works();
+    });
+    with(&destination, |vm| {
+        vm.fill(47, LENGTH);
+        vm.check(47, LENGTH);
+    });
+}
+
+#[test]
+fn info_tells_what_migrates() {
+    let source = start(&["faults=state-size=1G"]);
+    let output = ctl(&["info", text(&source.socket())]);
+    let text_found = String::from_utf8_lossy(&output.stdout);
+    for expected in [
+        "Migration: yes (stop-copy, p2p, pre-copy)",
+        "\tState: RUNNING",
+        "\tStop-copy: about 1.00 GiB",
+        "\tmigration data: model",
+        "\ton disconnect: keep",
+    ] {
+        assert!(
+            text_found.contains(expected),
+            "no {expected:?} in:\n{text_found}"
+        );
+    }
+    source.wait_until_left(1);
+    let output = ctl(&["info", "--json", text(&source.socket())]);
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["migration"]["state"], "RUNNING");
+    assert!(object["migration"]["stop_copy_bytes"].as_u64() > Some(1 << 30));
+}
