@@ -72,6 +72,12 @@ impl Function {
         &*self.device
     }
 
+    /// The quirks it has, by name.
+    #[must_use]
+    pub fn quirks(&self) -> Vec<&'static str> {
+        self.state().quirks.names().collect()
+    }
+
     /// The guest memory the device reaches.
     #[must_use]
     pub fn memory(&self) -> &AddressSpace {

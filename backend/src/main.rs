@@ -185,6 +185,9 @@ fn run(options: Options) -> Result<(), Error> {
     };
     // Only now: a start that fails says so in its one line.
     info!("Serving the {name}");
+    if let quirks @ [_, ..] = &*function.quirks() {
+        info!("Quirks of this device: {}", quirks.join(", "));
+    }
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
         allowed_uids: options.allow_uid,

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use log::{info, warn};
+use log::warn;
 
 use super::rom::{self, ShadowError};
 use super::{Function, State};
@@ -59,10 +59,6 @@ impl Function {
             if !trapped.is_empty() {
                 device.trap(index, &trapped);
             }
-        }
-        let names: Vec<_> = quirks.names().collect();
-        if !names.is_empty() {
-            info!("Quirks of this device: {}", names.join(", "));
         }
         let msix = config
             .msix()

@@ -59,6 +59,11 @@ fn one_line_for_whatever_is_wrong() {
         &["--model", "--socket-path", "s", "--igd-opregion", "copy"],
         &["--model", "--socket-path", "s", "--igd-opregion", "map"],
         &["--model", "--socket-path", "s", "--igd-gms", "1"],
+        &["--model", "--socket-path", "s", "--rom", ""],
+        &["--model", "--socket-path", "s", "--rom", "/nonexistent"],
+        &["--model", "--socket-path", "s", "--rom", "/dev/null"],
+        &["--model", "--socket-path", "s", "--rom", "/dev/zero"],
+        &["--model", "--socket-path", "s", "--rom", "/"],
         &["--model", "--socket-path", "s", "--igd-gms", "0xff"],
         &["--model", "--socket-path", "s", "--igd-gms", "+1"],
         &[
