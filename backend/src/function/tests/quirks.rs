@@ -326,7 +326,14 @@ fn the_host_is_shown_in_regions_of_its_own() {
         assert!(function.read(index, u64::MAX, &mut [0; 2]).is_err());
     }
     assert_eq!(&read::<16>(&function, 9, 0), b"IntelGraphicsMem");
-    assert_eq!(read(&function, 11, 0xff), [3]);
+    for (index, id) in [(10, 2), (11, 3)] {
+        let bridge: [u8; 256] = read(&function, index, 0);
+        let identity = [0..4, 8..12, 0x0e..0x0f, 0x2c..0x30];
+        for (at, byte) in bridge.iter().enumerate() {
+            let kept = identity.iter().any(|range| range.contains(&at));
+            assert_eq!(*byte, if kept { id } else { 0 }, "{at:#x}: the host's own");
+        }
+    }
     assert_eq!(function.region(12), Region::default());
     assert!(function.read(12, 0, &mut [0]).is_err());
     // Asleep, undecoded: they are not the device's.

@@ -36,7 +36,7 @@ const OPREGION: SpecificKind = SpecificKind {
     subtype: 1,
     name: "OpRegion",
 };
-/// Config space of the host bridge and of the ISA bridge, whose ids a driver looks at.
+/// The host bridge and the ISA bridge, whose ids a driver looks at: config space of either.
 const BRIDGES: [SpecificKind; 2] = [
     SpecificKind {
         region_type: REGION_TYPE,
@@ -51,6 +51,9 @@ const BRIDGES: [SpecificKind; 2] = [
 ];
 /// No bridge's config space is larger, in bytes.
 const BRIDGE_SIZE: u64 = 4096;
+
+/// Ids, revision and class, header type, subsystem.
+const BRIDGE_IDENTITY: [std::ops::Range<usize>; 4] = [0..4, 8..12, 0x0e..0x0f, 0x2c..0x30];
 
 /// What becomes of the OpRegion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,11 +158,22 @@ pub fn compose(
         None => {}
     }
     for kind in BRIDGES {
-        if let Some(bytes) = fetch(kind, BRIDGE_SIZE)? {
+        if let Some(mut bytes) = fetch(kind, BRIDGE_SIZE)? {
+            keep_identity(&mut bytes);
             igd.regions.push(SpecificRegion::trapped(kind, bytes));
         }
     }
     Ok(igd)
+}
+
+/// Leaves of a bridge's config space who it is, which drivers look at. The rest is the host's own: where its memory
+/// ends, and where its registers are.
+fn keep_identity(bytes: &mut [u8]) {
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        if !BRIDGE_IDENTITY.iter().any(|kept| kept.contains(&at)) {
+            *byte = 0;
+        }
+    }
 }
 
 /// By what the device itself is; an identity that the operator made up counts where that says nothing.
