@@ -57,8 +57,11 @@ fn help_names_every_command_and_option() {
                 "no guest memory",
             ],
         ),
-        ("save", &["<SOCKET>", "--live", "--output", "stdout"]),
-        ("load", &["<SOCKET>", "[FILE]", "stdin"]),
+        (
+            "save",
+            &["<SOCKET>", "--live", "--output", "--json", "stdout"],
+        ),
+        ("load", &["<SOCKET>", "[FILE]", "--json", "stdin"]),
         ("bench", &["<SOCKET>", "--json", "--timeout", "--samples"]),
     ] {
         let help = ctl(&[command, "--help"]);
@@ -151,6 +154,29 @@ fn a_failure_names_its_cause_in_one_line_and_exits_with_1() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         let complaint = complaint(&output);
         assert!(complaint.contains(expected), "{arguments:?}: {complaint}");
+    }
+}
+
+#[test]
+fn a_failed_save_and_load_are_told_in_json_too() {
+    for (arguments, on_stdout) in [
+        (&["load", "--json", "/nonexistent/s", "/dev/null"][..], true),
+        (
+            &["save", "--json", "/nonexistent/s", "-o", "/dev/null"],
+            true,
+        ),
+        (&["save", "--json", "/nonexistent/s"], false),
+    ] {
+        let output = ctl(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let object = if on_stdout {
+            &output.stdout
+        } else {
+            &output.stderr
+        };
+        let object: serde_json::Value = serde_json::from_slice(object).unwrap();
+        assert_eq!(object["ok"], false);
+        assert!(object["error"].as_str().unwrap().contains("/nonexistent/s"));
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What migration data costs beyond moving it: the backend beside a bare peer that sends as much from memory of
 //! the same size, and beside the same reads done in this process. Alternating in one run, all on one core; the
-//! ratio is what counts.
+//! ratio is what counts. Then what pre-copy does to the guest's accesses, with a core for the guest.
 //!
 //! `cargo bench -p system-tests --bench migration`
 
@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -19,9 +21,12 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vfio_user_protocol::deframer::Frame;
 use vfio_user_protocol::device::RegionInfo;
-use vfio_user_protocol::extension::migration::{MIG_SHM, MigShm, SHM_END_OF_STREAM, ShmTransfer};
+use vfio_user_protocol::extension::migration::{
+    MIG_CHANNEL, MIG_SHM, MigShm, Query, SHM_END_OF_STREAM, ShmTransfer,
+};
 use vfio_user_protocol::feature::{DeviceState, Feature, MIG_DEVICE_STATE, SET};
 use vfio_user_protocol::migration::{MigData, MigrationState};
+use vfio_user_protocol::region::RegionAccess;
 use vfio_user_protocol::transport::{Receiver, Sender, split};
 use vfio_user_protocol::version::{Capabilities, Extension, Version};
 use vfio_user_protocol::{Command as Message, Header, Request, extension};
@@ -45,10 +50,164 @@ fn main() {
         let fd = unsafe { OwnedFd::from_raw_fd(number.expect("a descriptor number")) };
         return bare_peer(UnixStream::from(fd));
     }
-    pin();
+    // Across cores the wake-up would dominate whatever is measured.
+    run_on(&[0]);
     println!("{ROUNDS} x {BATCH} reads of 1 MiB each, alternating, one core; medians");
     over_the_socket();
     through_shared_memory();
+    accesses_during_pre_copy();
+}
+
+/// A guest's trapped accesses while its device is saved as fast as it can be, beside those of an idle device.
+fn accesses_during_pre_copy() {
+    const ACCESSES: u32 = 2_000;
+    if std::thread::available_parallelism().map_or(1, std::num::NonZero::get) < 2 {
+        println!(
+            "accesses during pre-copy: not measured, a core for the guest and one for the save are needed"
+        );
+        return;
+    }
+    run_on(&[0, 1]);
+    let mut server = Backend::spawn();
+    server.negotiate();
+    server.fill();
+    let (ours, theirs) = UnixStream::pair().expect("socket pair");
+    let query = Query { argsz: 8, flags: 0 };
+    server
+        .peer
+        .call(&Request::MigChannel(query), Some(theirs.as_fd()));
+    // The guest's thread has a core of its own; the backend and the save find theirs.
+    run_on(&[0]);
+    let read = Request::RegionRead(RegionAccess {
+        offset: 0,
+        region: 7,
+        count: 4,
+    });
+    let batch = |server: &mut Backend| {
+        let start = Instant::now();
+        for _ in 0..ACCESSES {
+            server.peer.call(&read, None);
+        }
+        start.elapsed().as_secs_f64()
+    };
+    let saving = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
+    let moved = Arc::new(AtomicU64::new(0));
+    let saver = {
+        let (saving, stop, moved) = (saving.clone(), stop.clone(), moved.clone());
+        std::thread::spawn(move || save_again_and_again(ours, &saving, &stop, &moved))
+    };
+    let mut times = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        times.0.push(batch(&mut server));
+        saving.store(true, Ordering::SeqCst);
+        saver.thread().unpark();
+        let before = moved.load(Ordering::SeqCst);
+        while moved.load(Ordering::SeqCst) == before {
+            std::thread::yield_now();
+        }
+        times.1.push(batch(&mut server));
+        saving.store(false, Ordering::SeqCst);
+    }
+    stop.store(true, Ordering::SeqCst);
+    saver.thread().unpark();
+    saver.join().expect("the saver");
+    let mut ratios: Vec<f64> = times
+        .0
+        .iter()
+        .zip(&times.1)
+        .map(|(idle, busy)| busy / idle)
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let each = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[ROUNDS / 2] * 1e6 / f64::from(ACCESSES)
+    };
+    println!(
+        "trapped access         {:6.2} us during pre-copy   idle {:6.2} us   ratio {:.3} ({:.3}..{:.3})   target <= 1.50",
+        each(&mut times.1),
+        each(&mut times.0),
+        ratios[ROUNDS / 2],
+        ratios[0],
+        ratios[ROUNDS - 1],
+    );
+}
+
+/// Reads pre-copy data over a channel while `saving`, beginning anew whenever there is no more.
+fn save_again_and_again(
+    channel: UnixStream,
+    saving: &AtomicBool,
+    stop: &AtomicBool,
+    moved: &AtomicU64,
+) {
+    run_on(&[1]);
+    let (receiver, sender) = split(channel, PIECE + 4096);
+    let mut channel = Channel { receiver, sender };
+    let ask = u32::try_from(PIECE).expect("a size");
+    let data = MigData {
+        argsz: ask + 8,
+        size: ask,
+    };
+    while !stop.load(Ordering::SeqCst) {
+        if !saving.load(Ordering::SeqCst) {
+            std::thread::park();
+            continue;
+        }
+        channel.set_state(MigrationState::PreCopy);
+        while saving.load(Ordering::SeqCst) {
+            let length = channel.call(&Request::MigDataRead(data)).len() - size_of::<MigData>();
+            moved.fetch_add(length as u64, Ordering::SeqCst);
+            if length < PIECE {
+                break;
+            }
+        }
+        channel.set_state(MigrationState::Running);
+    }
+}
+
+/// The client's end of a migration channel.
+struct Channel {
+    receiver: Receiver,
+    sender: Sender,
+}
+
+impl Channel {
+    fn call(&mut self, request: &Request<'_>) -> &[u8] {
+        let body = request.encode();
+        let header = Header::request(1, request.command(), body.len());
+        self.sender.send(&header, &[&body], &[]).expect("sent");
+        match self.receiver.receive().expect("a reply") {
+            Some(Frame::Message { header, body, .. }) => {
+                assert_eq!(header.error(), None, "command {} refused", header.command);
+                body
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn set_state(&mut self, state: MigrationState) {
+        let (feature, data) = state_request(state);
+        self.call(&Request::DeviceFeature(feature, data.as_bytes()));
+    }
+}
+
+fn state_request(state: MigrationState) -> (Feature, DeviceState) {
+    let feature = Feature {
+        argsz: 16,
+        flags: MIG_DEVICE_STATE | SET,
+    };
+    let data = DeviceState {
+        device_state: state.into(),
+        data_fd: -1,
+    };
+    (feature, data)
+}
+
+/// Lets the calling thread, and what it starts, run on these cores.
+fn run_on(cores: &[usize]) {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|core| set.set(*core));
+    sched_setaffinity(None, &set).expect("to choose cores");
 }
 
 fn over_the_socket() {
@@ -145,13 +304,6 @@ fn read_at(device: &OwnedFd, buffer: &mut [u8], at: &mut u64) {
     let read = rustix::io::pread(device, &mut *buffer, *at).expect("pread");
     assert_eq!(read, buffer.len());
     *at += read as u64;
-}
-
-/// Everything on one core: across cores the wake-up dominates whatever is measured.
-fn pin() {
-    let mut set = CpuSet::new();
-    set.set(0);
-    sched_setaffinity(None, &set).expect("to be pinned to one core");
 }
 
 fn memfd(size: usize) -> OwnedFd {
@@ -312,7 +464,7 @@ impl Backend {
         let offer = Capabilities {
             extension: Some(Extension {
                 version: extension::VERSION,
-                features: vec![MIG_SHM.to_owned()],
+                features: vec![MIG_SHM.to_owned(), MIG_CHANNEL.to_owned()],
                 ..Extension::default()
             }),
             ..Capabilities::default()
@@ -336,16 +488,9 @@ impl Backend {
     }
 
     fn set_state(&mut self, state: MigrationState) {
-        let feature = Feature {
-            argsz: 16,
-            flags: MIG_DEVICE_STATE | SET,
-        };
-        let data = DeviceState {
-            device_state: state.into(),
-            data_fd: -1,
-        };
-        self.peer
-            .call(&Request::DeviceFeature(feature, data.as_bytes()), None);
+        let (feature, data) = state_request(state);
+        let request = Request::DeviceFeature(feature, data.as_bytes());
+        self.peer.call(&request, None);
     }
 
     /// One batch through shared memory, always asked for ahead.

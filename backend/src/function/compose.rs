@@ -43,13 +43,13 @@ impl Function {
         view: &GuestView,
     ) -> Result<Self, ComposeError> {
         let config = device.config_space();
+        let own = config.identity();
+        let mut config = view.apply(config)?;
         for fault in config.list_faults().into_iter().flatten() {
             warn!(
                 "The device's capability list is broken, and shown as far as it makes sense: {fault}"
             );
         }
-        let own = config.identity();
-        let mut config = view.apply(config)?;
         let traits = traits(&*device, own, &config);
         let igd = igd::compose(&view.igd, &traits, &*device, &mut config)?;
         let rom = rom::compose(&view.rom, &*device, &mut config)?;

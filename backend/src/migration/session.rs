@@ -175,7 +175,7 @@ impl Migration {
             from = self.leave_resuming(&mut inner, driver, guest)?;
         }
         for next in states::way(from, to, support)? {
-            self.take_arc(&mut inner, driver, next, guest)?;
+            self.take_arc(&mut inner, driver, next, next == to, guest)?;
         }
         Ok(())
     }
@@ -185,6 +185,7 @@ impl Migration {
         inner: &mut Inner,
         driver: &dyn MigrationDriver,
         next: State,
+        stays: bool,
         guest: &dyn Guest,
     ) -> Result<(), Error> {
         let opened = match driver.set_state(next) {
@@ -220,7 +221,8 @@ impl Migration {
                 if saving == State::StopCopy {
                     let whole = driver.stop_copy_size().ok();
                     inner.estimate.told(None, whole, Instant::now());
-                } else {
+                } else if stays {
+                    // Not on the way to STOP_COPY: asking may take a driver long, and the guest is down.
                     let _ = self.ask_sizes(inner, driver, &mut source);
                 }
                 Transfer::Saving(source)

@@ -68,7 +68,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_epoll_create1,     // the same
         l::SYS_epoll_ctl,         // main loop, resample watcher
         l::SYS_epoll_pwait,       // main loop, resample watcher
-        l::SYS_ppoll,             // whether a client has left
+        l::SYS_ppoll,             // whether a client has left, migration data after EAGAIN
         l::SYS_mmap,              // guest memory, heap, SIGBUS handler
         l::SYS_munmap,            // the same
         l::SYS_mremap,            // heap
@@ -114,7 +114,7 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
 #[cfg(target_arch = "x86_64")]
 fn legacy() -> [i64; 5] {
     [
-        l::SYS_poll,       // whether a client has left
+        l::SYS_poll,       // whether a client has left, migration data after EAGAIN
         l::SYS_epoll_wait, // main loop, resample watcher
         l::SYS_unlink,     // the socket path
         l::SYS_open,       // refused by the other filter, not deadly

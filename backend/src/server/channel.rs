@@ -6,6 +6,8 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use log::{debug, trace};
@@ -29,6 +31,8 @@ use crate::report::chain;
 #[derive(Debug)]
 pub(super) struct Channel {
     socket: UnixStream,
+    /// Nothing more is to be carried out, whatever has come already.
+    over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -44,8 +48,10 @@ impl Channel {
         stream.set_nonblocking(false).map_err(os)?;
         let socket = stream.try_clone().map_err(os)?;
         let (receiver, sender) = split(stream, MAX_MESSAGE);
+        let over = Arc::new(AtomicBool::new(false));
         let server = Server {
             commands,
+            over: Arc::clone(&over),
             replies: Replies::new(sender),
             reply: Reply::default(),
         };
@@ -53,11 +59,16 @@ impl Channel {
             .name("migration".into())
             .spawn(move || server.run(receiver))
             .map_err(os)?;
-        Ok(Self { socket, thread })
+        Ok(Self {
+            socket,
+            over,
+            thread,
+        })
     }
 
-    /// Ends every wait for the client. A command under way goes on to its end.
+    /// Ends every wait for the client, and begins no other command. One under way goes on to its end.
     pub(super) fn close(&self) {
+        self.over.store(true, Ordering::SeqCst);
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
@@ -86,6 +97,7 @@ fn check_socket(fd: &OwnedFd) -> Result<(), Refusal> {
 
 struct Server {
     commands: MigrationCommands,
+    over: Arc<AtomicBool>,
     replies: Replies,
     reply: Reply,
 }
@@ -103,6 +115,9 @@ impl Server {
             match receiver.receive() {
                 Ok(Some(Frame::Message { header, body, fds })) => {
                     trace!("Channel: {header:?}, {} descriptors", fds.len());
+                    if self.over.load(Ordering::SeqCst) {
+                        return Ok(());
+                    }
                     self.reply.clear();
                     match self.dispatch(&header, body, fds) {
                         Ok(()) if header.wants_no_reply() => {}

@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
 use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
+use vfio_user_protocol::migration::MigrationState;
 use vfio_user_protocol::region::RegionAccess;
 use vfio_user_protocol::transport::{Receiver, TransportError, split};
 use vfio_user_protocol::version::{
@@ -236,12 +237,16 @@ impl Session {
         }
         if self.reset_on_disconnect {
             let cleaned = self.function.disconnect(true);
-            if let Some(channel) = channel {
-                channel.join();
-                // A request that was under way there may have started it again.
-                self.function.end_logging();
+            let Some(channel) = channel else {
+                return cleaned;
+            };
+            channel.join();
+            // A request that began there before the reset may have had its way after it.
+            self.function.end_logging();
+            if self.function.migration().last_state() == MigrationState::Running {
+                return cleaned;
             }
-            return cleaned;
+            return cleaned.and(self.function.disconnect(true));
         }
         if let Some(channel) = channel {
             channel.join();

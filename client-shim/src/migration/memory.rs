@@ -9,8 +9,8 @@ use vm_memory::VolatileSlice;
 use crate::Error;
 use crate::mapping::MappedArea;
 
-/// Bytes of one slot.
-const SLOT: usize = 1 << 20;
+/// Bytes of the longest chunk, by message or in a slot.
+pub(super) const CHUNK: usize = 1 << 20;
 /// One is with the caller, the others are with the server.
 pub(super) const SLOTS: usize = 4;
 
@@ -27,7 +27,7 @@ impl SharedMemory {
         let fd = memfd_create("migration", flags)?;
         ftruncate(&fd, size())?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let area = MappedArea::new(fd.as_fd(), 0, SLOT * SLOTS, true)?;
+        let area = MappedArea::new(fd.as_fd(), 0, CHUNK * SLOTS, true)?;
         Ok(Self { fd, area })
     }
 
@@ -40,14 +40,9 @@ impl SharedMemory {
         size()
     }
 
-    /// Bytes of a slot.
-    pub(super) fn slot_size(&self) -> usize {
-        SLOT
-    }
-
     /// Where a slot begins, in bytes.
     pub(super) fn offset(&self, slot: usize) -> u64 {
-        to_u64(slot % SLOTS * SLOT)
+        to_u64(slot % SLOTS * CHUNK)
     }
 
     /// So many bytes of a slot, from `start`.
@@ -61,18 +56,18 @@ impl SharedMemory {
             offset: to_u64(start),
             length,
         };
-        if start.checked_add(length).is_none_or(|end| end > SLOT) {
+        if start.checked_add(length).is_none_or(|end| end > CHUNK) {
             return Err(out_of_range());
         }
         let memory = self.area.as_volatile_slice();
         memory
-            .subslice(slot % SLOTS * SLOT + start, length)
+            .subslice(slot % SLOTS * CHUNK + start, length)
             .map_err(|_| out_of_range())
     }
 }
 
 fn size() -> u64 {
-    to_u64(SLOT * SLOTS)
+    to_u64(CHUNK * SLOTS)
 }
 
 /// A size of this address space.

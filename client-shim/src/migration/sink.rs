@@ -8,15 +8,12 @@ use vm_memory::VolatileSlice;
 use zerocopy::IntoBytes;
 
 use super::link::Link;
-use super::memory::{SLOTS, SharedMemory, to_u64};
+use super::memory::{CHUNK, SLOTS, SharedMemory, to_u64};
 use crate::Error;
 use crate::info::size_u32;
 use crate::protocol::Command;
 use crate::protocol::extension::migration::ShmTransfer;
 use crate::protocol::migration::MigData;
-
-/// Longest chunk by message, in bytes.
-const MAX_CHUNK: usize = 1 << 20;
 
 /// A chunk that fills, and how it goes.
 #[derive(Debug)]
@@ -49,7 +46,6 @@ impl Sink {
     pub(super) fn new(link: &Link) -> Result<Self, Error> {
         let (way, size) = match link.memory()? {
             Some(memory) => {
-                let size = memory.slot_size();
                 let way = Way::Shared(Shared {
                     memory,
                     slot: 0,
@@ -57,10 +53,10 @@ impl Sink {
                     // As for a source.
                     depth: if link.is_apart() { SLOTS - 1 } else { 0 },
                 });
-                (way, size)
+                (way, CHUNK)
             }
             None => {
-                let size = link.transfer_size.min(MAX_CHUNK);
+                let size = link.transfer_size.min(CHUNK);
                 (Way::Messages(vec![0; size]), size)
             }
         };

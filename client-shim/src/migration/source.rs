@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 use zerocopy::IntoBytes;
 
 use super::link::Link;
-use super::memory::{SLOTS, SharedMemory, to_u64};
+use super::memory::{CHUNK, SLOTS, SharedMemory, to_u64};
 use crate::Error;
 use crate::client::expect_length;
 use crate::info::size_u32;
@@ -19,9 +19,6 @@ use crate::protocol::codec::Reader;
 use crate::protocol::extension::migration::{SHM_END_OF_PRECOPY, SHM_END_OF_STREAM, ShmTransfer};
 use crate::protocol::migration::MigData;
 use crate::protocol::{Command, DecodeError};
-
-/// Longest chunk by message, in bytes.
-const MAX_CHUNK: usize = 1 << 20;
 
 /// What the next piece of the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +76,7 @@ impl Source {
                 draining: false,
             }),
             None => Self::Messages(Messages {
-                buffer: vec![0; link.transfer_size.min(MAX_CHUNK)],
+                buffer: vec![0; link.transfer_size.min(CHUNK)],
                 short: false,
             }),
         })
@@ -203,7 +200,7 @@ impl Shared {
     /// Sends as many reads ahead as may be; one in any case.
     fn top_up(&mut self, link: &Link, stopped: bool) -> Result<(), Error> {
         while self.ahead < self.depth {
-            let asked = to_u64(self.ahead * self.memory.slot_size());
+            let asked = to_u64(self.ahead * CHUNK);
             if self.ahead > 0 && !stopped && asked >= self.expected {
                 break;
             }
@@ -211,7 +208,7 @@ impl Shared {
                 argsz: size_u32::<ShmTransfer>(),
                 flags: 0,
                 offset: self.memory.offset(self.first + self.ahead),
-                size: to_u64(self.memory.slot_size()),
+                size: to_u64(CHUNK),
             };
             link.connection()
                 .send_ahead(Command::MigShmRead, &[request.as_bytes()])?;
@@ -223,7 +220,6 @@ impl Shared {
     /// The reply to the oldest read: bytes and flags.
     fn collect(&mut self, link: &Link) -> Result<(usize, u32), Error> {
         let offset = self.memory.offset(self.first);
-        let most = self.memory.slot_size();
         self.first += 1;
         self.ahead -= 1;
         self.before = self.before.saturating_sub(1);
@@ -233,7 +229,7 @@ impl Shared {
                 return Err(bad("mig_shm_read.offset", reply.offset));
             }
             match usize::try_from(reply.size) {
-                Ok(length) if length <= most => Ok((length, reply.flags)),
+                Ok(length) if length <= CHUNK => Ok((length, reply.flags)),
                 _ => Err(bad("mig_shm_read.size", reply.size)),
             }
         })

@@ -315,6 +315,28 @@ fn pending_is_the_same_asked_or_estimated() {
     }
 }
 
+/// A read behind the end of a pass would begin another.
+#[test]
+fn no_more_is_read_ahead_than_a_pass_has() {
+    for length in [1, 1 << 20, (1 << 20) + 1, (5 << 20) + 17] {
+        let device = Device {
+            passes: vec![bytes(1, length)],
+            ..Device::default()
+        };
+        let (client, device, server) = attach(MigrationFeatures::ALL, device);
+        let migration = client.migration().unwrap().unwrap();
+        let mut saver = migration.save(true).unwrap();
+        let mut found = Vec::new();
+        assert_eq!(pass(&mut saver, &mut found), Progress::Idle);
+        assert_eq!(found.len(), length);
+        // One that is not filled tells the end.
+        let reads = length / (1 << 20) + 1;
+        assert_eq!(device.lock().unwrap().reads, reads, "{length}");
+        drop((saver, client, migration));
+        server.join().unwrap();
+    }
+}
+
 #[test]
 fn states_and_their_absence() {
     let (client, device, server) = attach(MigrationFeatures::ALL, Device::default());

@@ -6,7 +6,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
 use system_tests::{binaries, process::Process};
 
 #[track_caller]
-fn assert_refused<A: AsRef<OsStr>>(arguments: &[A]) -> String {
+pub fn assert_refused<A: AsRef<OsStr>>(arguments: &[A]) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(binaries::backend());
     command.args(arguments).current_dir(folder.path());

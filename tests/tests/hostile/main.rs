@@ -10,6 +10,7 @@ mod lifecycle;
 mod memory;
 mod negotiation;
 mod requests;
+mod view;
 mod witness;
 
 const ENOENT: u32 = 2;

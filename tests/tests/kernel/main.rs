@@ -86,6 +86,7 @@ boot! {
     "owner-v1-faults" neither_does_one_with_the_old_region
     "owner-ctl" vfio_user_ctl_migrates_saves_and_loads_devices_of_the_kernel
     "owner-streams" a_stream_that_is_not_right_is_never_loaded
+    "gpu-quiet" the_kernel_has_nothing_to_complain_about
 }
 
 boot! {

@@ -20,6 +20,8 @@ use vfio_user_protocol::{
         EXPLAIN, MIG_CHANNEL, MIG_SHM, MigShm, PENDING, PRECOPY_INFO, Query, SHM_END_OF_STREAM,
         ShmTransfer,
     },
+    feature::{MIG_DEVICE_STATE, SET},
+    header::NO_REPLY,
     migration::MigrationState::*,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -129,6 +131,23 @@ fn a_client_that_leaves_its_channel_open_is_cleared_away() {
     let mut next = RawClient::attach(&backend.socket());
     assert_eq!(next.state(), Running);
     channel.assert_closed();
+}
+
+#[test]
+fn what_is_queued_on_a_channel_does_not_outlive_its_client() {
+    let backend = Backend::start_model(&["faults=slow-save=600000"]);
+    let mut client = client(&backend, &ALL);
+    let mut channel = open_channel(&mut client);
+    channel.set_state(PreCopy);
+    // The first is under way when the client leaves, and ended by the reset; the second must not follow.
+    // (An answer to it could not be sent, which would end the channel too.)
+    let read = channel.message(Command::MigDataRead, NO_REPLY, [24_u32, 16].as_bytes());
+    let resuming = [16_u32, MIG_DEVICE_STATE | SET, Resuming.into(), u32::MAX];
+    let set = channel.message(Command::DeviceFeature, 0, resuming.as_bytes());
+    channel.send(&[read, set].concat(), &[]);
+    drop(client);
+    let mut next = RawClient::attach(&backend.socket());
+    assert_eq!(next.state(), Running);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The fault matrix: a software GPU made bad, at either end, and what a client then sees. Whatever happens, the source
-//! can go on, a destination is what was sent or as after a reset, and nothing in between. Printed as a table.
+//! A software GPU made bad in several ways or at either end, and a client of the bare specification; `transfer/faults.rs`
+//! has each fault by itself. Whatever happens, the source can go on, and a destination has what was sent or nothing
+//! of it. Printed as a table.
 
 use std::fmt::Write;
 
@@ -36,30 +37,18 @@ enum End {
 
 /// Faults of the source, those of the destination, and how it ends.
 #[rustfmt::skip]
-const MATRIX: [(&str, &str, End); 24] = [
-    ("", "", End::There),
-    ("no-precopy", "", End::There),
+const MATRIX: [(&str, &str, End); 12] = [
     ("", "no-precopy+no-p2p", End::There),
-    ("no-p2p", "", End::There),
-    ("zero-in-precopy", "", End::There),
     ("garbage-sizes", "garbage-sizes", End::There),
-    ("moving-sizes", "moving-sizes", End::There),
     ("slow-state=10ms+slow-save=2ms", "slow-state=10ms", End::There),
-    ("reinit@300K", "", End::There),
     ("reinit@0+zero-in-precopy+garbage-sizes", "", End::There),
-    ("state-size=5M", "", End::There),
+    ("reinit@300K+moving-sizes", "moving-sizes", End::There),
     ("state-size=3+no-precopy", "", End::There),
     ("dirty-rate=100M", "", End::There),
-    ("read-error@0", "", End::Source("pre-copy", EIO)),
-    ("read-error@200K", "", End::Source("pre-copy", EIO)),
     ("read-error@6M+state-size=8M", "", End::Source("stop-copy", EIO)),
-    ("state-error=pre_copy", "", End::Source("PRE_COPY", EIO)),
-    ("state-error=stop_copy", "", End::Source("STOP_COPY", EIO)),
     ("broken=pre_copy", "", End::Source("PRE_COPY", EIO)),
-    ("broken=stop_copy", "", End::Source("STOP_COPY", EIO)),
-    ("", "write-error@0", End::Destination("data", EIO)),
     ("", "write-error@1M", End::Destination("data", EIO)),
-    ("", "state-error=resuming", End::Destination("RESUMING", EIO)),
+    ("", "state-error=stop", End::Destination("RESUMING", EIO)),
     ("", "broken=stop", End::Destination("RESUMING", EIO)),
 ];
 
@@ -147,7 +136,7 @@ fn give_and_take(
 }
 
 #[test]
-fn the_fault_matrix() {
+fn faults_together_and_at_either_end() {
     let mut table = String::new();
     for (at_source, at_target, expected) in MATRIX {
         let (from, to) = (start(at_source), start(at_target));

@@ -227,6 +227,24 @@ fn a_device_is_saved_to_a_file_and_loaded_from_it() {
         destination.wait_until_left(2 + 2 * round);
     }
     with(&source, |vm| vm.check(44, LENGTH));
+    source.wait_until_left(4);
+
+    // As programs see it: on stdout, or where the stream goes there on stderr.
+    let file = folder.path().join("stream");
+    let to_file = ctl(&["save", "--json", text(&from), "-o", text(&file)]);
+    source.wait_until_left(5);
+    let to_stdout = ctl(&["save", "--json", text(&from)]);
+    let loaded = ctl(&["load", "--json", text(&to), text(&file)]);
+    for object in [&to_file.stdout, &to_stdout.stderr, &loaded.stdout] {
+        let object: Value = serde_json::from_slice(object).expect("JSON");
+        assert_eq!(object["ok"], true, "{object:#}");
+        assert!(
+            object["bytes"]
+                .as_u64()
+                .is_some_and(|bytes| bytes > 3 << 20)
+        );
+    }
+    assert!(to_stdout.stdout.len() > 3 << 20);
 
     // Not all of it: nothing is loaded, whatever is missing.
     let stream = fs::read(folder.path().join("stream")).expect("the stream");

@@ -8,7 +8,9 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{
@@ -142,6 +144,12 @@ pub trait DataFile: Send + fmt::Debug {
     /// # Errors
     /// Its errno.
     fn write(&mut self, from: &VolatileSlice<'_>) -> Result<usize, Errno>;
+
+    /// poll(2) for whichever way the descriptor goes, and for so long. Returns at once where the driver has no poll.
+    ///
+    /// # Errors
+    /// Its errno.
+    fn wait(&mut self, patience: Duration) -> Result<(), Errno>;
 
     /// `VFIO_MIG_GET_PRECOPY_INFO`. `argument` begins with `argsz`, which is set here.
     ///
@@ -293,6 +301,12 @@ impl DataFile for KernelData {
 
     fn write(&mut self, from: &VolatileSlice<'_>) -> Result<usize, Errno> {
         self.0.write_volatile(from).map_err(errno_of)
+    }
+
+    fn wait(&mut self, patience: Duration) -> Result<(), Errno> {
+        let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN | PollFlags::OUT)];
+        poll(&mut fds, Some(&patience)).map(drop)
     }
 
     fn precopy_info(&mut self, argument: &mut [u8]) -> Result<(), Errno> {

@@ -3,6 +3,9 @@
 //!
 //! Which of the two interfaces a device has is found here too. Answers are handed on as they come.
 
+use std::thread;
+use std::time::Duration;
+
 use log::{debug, warn};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_PRECOPY_INFO_REINIT;
@@ -15,6 +18,11 @@ use super::file::DataFile;
 use super::migration_region;
 use super::vfio::Vfio;
 use crate::migration::{DataStream, MigrationDriver, PrecopyInfo, Support, Taken};
+
+/// Between two tries with a driver that has nothing yet and cannot be polled.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How long a driver is polled before it is tried again: a reset of the device need not wake who polls.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How a device migrates.
 #[derive(Debug)]
@@ -133,8 +141,11 @@ impl MigrationDriver for KernelMigration {
     fn set_state(&self, next: MigrationState) -> Result<Option<Box<dyn DataStream>>, Errno> {
         let file = self.vfio.set_migration_state(next.into())?;
         Ok(file.map(|file| -> Box<dyn DataStream> {
-            let reinit = self.reinit;
-            Box::new(KernelStream { file, reinit })
+            Box::new(KernelStream {
+                file,
+                reinit: self.reinit,
+                waited: false,
+            })
         }))
     }
 
@@ -148,11 +159,14 @@ impl MigrationDriver for KernelMigration {
 struct KernelStream {
     file: Box<dyn DataFile>,
     reinit: bool,
+    /// Nothing has moved since it was waited for.
+    waited: bool,
 }
 
 impl DataStream for KernelStream {
     fn read(&mut self, into: &VolatileSlice<'_>) -> Result<Taken, Errno> {
         let length = retried(|| self.file.read(into))?;
+        self.waited = false;
         if length > into.len() {
             return Err(Errno::IO);
         }
@@ -167,11 +181,22 @@ impl DataStream for KernelStream {
         if from.is_empty() {
             return Ok(0);
         }
-        match retried(|| self.file.write(from))? {
+        let length = retried(|| self.file.write(from))?;
+        self.waited = false;
+        match length {
             0 => Err(Errno::IO),
             length if length > from.len() => Err(Errno::IO),
             length => Ok(length),
         }
+    }
+
+    fn wait(&mut self) -> Result<(), Errno> {
+        if self.waited {
+            // Most drivers cannot be polled and always seem ready.
+            thread::sleep(PAUSE);
+        }
+        self.waited = true;
+        retried(|| self.file.wait(PATIENCE))
     }
 
     fn precopy_info(&mut self) -> Result<PrecopyInfo, Errno> {

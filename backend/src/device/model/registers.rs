@@ -41,6 +41,9 @@
 //! then; enabling it later sends none. INTx is asserted while INT_STATUS & INT_ENABLE is not 0. Bits of
 //! vectors that do not exist read as 0.
 //!
+//! A device that is stopped to migrate starts no chunk of a command and sends no interrupt. A command that was
+//! under way stays BUSY and goes on where it was, at the destination as at a source that runs again.
+//!
 //! Copies between ranges of one memory that overlap give unspecified contents where DST lies above SRC:
 //! they go from the lowest address up, in pieces. Everything resets to 0 but the constants.
 

@@ -393,3 +393,104 @@ fn release_forgets_the_client() {
     lines.message(0);
     assert_eq!(count(&v0), 0);
 }
+
+#[test]
+fn what_is_held_waits_and_goes_along() {
+    let source = lines();
+    let fired = arm(&source, MSIX, 5);
+    source.hold();
+    source.message(5);
+    source.message(5);
+    source.set_level(true);
+    assert_eq!(count(&fired), 0);
+    let saved = source.save();
+    let expected = LinesState {
+        level: true,
+        msi: 0,
+        msix: 1 << 5,
+    };
+    assert_eq!(saved, expected);
+    // Neither a mask nor the configuration lets anything out.
+    let unmask = |index| IrqRequest::Unmask {
+        index,
+        vectors: Vectors::Range { start: 0, count: 8 },
+    };
+    source.apply(unmask(MSIX)).unwrap();
+    source.set_guest_mask(MSIX, 5, false);
+    source.set_config(IrqConfig {
+        bus_master: true,
+        ..IrqConfig::default()
+    });
+    assert_eq!(count(&fired), 0);
+
+    let target = lines();
+    let (elsewhere, other) = (arm(&target, MSIX, 5), arm(&target, MSIX, 4));
+    target.hold();
+    target.restore(saved).unwrap();
+    assert_eq!(count(&elsewhere), 0);
+    assert!(target.pending(MSIX, 5) && !target.pending(MSIX, 4));
+    target.let_go();
+    assert_eq!((count(&elsewhere), count(&other)), (1, 0));
+    assert_eq!(target.save().msix, 0);
+
+    // The source goes on instead: two events of one vector are one message.
+    source.let_go();
+    assert_eq!(count(&fired), 1);
+    source.reset();
+    assert_eq!(source.save(), LinesState::default());
+}
+
+#[test]
+fn what_waits_behind_a_mask_waits_at_the_destination_too() {
+    let target = lines();
+    let fired = arm(&target, MSIX, 2);
+    target.set_guest_mask(MSIX, 2, true);
+    let waits = LinesState {
+        msix: 1 << 2,
+        ..LinesState::default()
+    };
+    target.restore(waits).unwrap();
+    assert_eq!(count(&fired), 0);
+    target.set_guest_mask(MSIX, 2, false);
+    assert_eq!(count(&fired), 1);
+}
+
+#[test]
+fn a_level_that_arrives_is_told() {
+    let target = lines();
+    let intx = arm(&target, INTX, 0);
+    let level = LinesState {
+        level: true,
+        ..LinesState::default()
+    };
+    target.hold();
+    target.restore(level).unwrap();
+    assert_eq!(count(&intx), 0);
+    target.let_go();
+    assert_eq!(count(&intx), 1);
+    assert!(target.intx_status());
+}
+
+#[test]
+fn vectors_that_are_not_there_are_refused_whole() {
+    let target = lines();
+    for (index, msi, msix) in [(MSI, 1 << 4, 1), (MSIX, 1, 1 << 8), (MSIX, 0, 1 << 63)] {
+        let saved = LinesState {
+            level: true,
+            msi,
+            msix,
+        };
+        let pending = if index == MSI { msi } else { msix };
+        assert_eq!(target.restore(saved), Err(NoSuchLine { index, pending }));
+        assert_eq!(target.save(), LinesState::default());
+    }
+    // As many as fit into the words.
+    let many = Lines::new([1, 64, 100, 1, 1]);
+    let all = LinesState {
+        level: false,
+        msi: u64::MAX,
+        msix: u64::MAX,
+    };
+    many.restore(all).unwrap();
+    assert_eq!(many.save(), all);
+}

@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use log::warn;
 use rustix::io::Errno;
@@ -30,6 +32,9 @@ const STATE_MASK: u32 =
 const PRE_COPY: u32 = VFIO_DEVICE_STATE_V1_RUNNING | VFIO_DEVICE_STATE_V1_SAVING;
 /// What trapped data passes through, in bytes.
 const BOUNCE: usize = 64 << 10;
+
+/// Between two tries with a driver that says EAGAIN.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The bits of a state.
 fn bits(state: State) -> Option<u32> {
@@ -229,6 +234,12 @@ impl DataStream for Stream {
             .load
             .write(&self.shared.region, from, ends_transaction, bounce)
             .map_err(told)
+    }
+
+    /// There is nothing to wait on.
+    fn wait(&mut self) -> Result<(), Errno> {
+        thread::sleep(PAUSE);
+        Ok(())
     }
 
     /// Nothing is initial; what is pending is dirty.

@@ -134,6 +134,11 @@ pub struct Save {
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
+    /// Print one JSON object at the end, instead of text on the way: on stdout, or on stderr where the stream goes to
+    /// stdout.
+    #[arg(long)]
+    pub json: bool,
+
     /// How long to wait for any one reply, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86400))]
@@ -150,6 +155,10 @@ pub struct Load {
     /// Where the stream comes from [default: stdin].
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
+
+    /// Print one JSON object at the end, instead of text on the way.
+    #[arg(long)]
+    pub json: bool,
 
     /// How long to wait for any one reply, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60,

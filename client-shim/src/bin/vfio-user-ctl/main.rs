@@ -29,8 +29,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Action, Args};
-use report::{Failure, chain, print};
-use snapshot::End;
+use report::{chain, print};
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -42,27 +41,14 @@ fn main() -> ExitCode {
         Action::Demo(options) => return demo::run(options),
         Action::Bench(options) => bench::run(options),
         Action::Migrate(options) => return migrate::run(options),
-        Action::Save(options) => return streamed(snapshot::save(options)),
-        Action::Load(options) => return streamed(snapshot::load(options)),
+        Action::Save(options) => return snapshot::save(options),
+        Action::Load(options) => return snapshot::load(options),
     };
     match result {
         Ok(text) => print(&text),
-        Err(error) => failed(&error),
-    }
-}
-
-fn failed(error: &Failure) -> ExitCode {
-    eprintln!("vfio-user-ctl: {}", chain(error.as_ref()));
-    ExitCode::FAILURE
-}
-
-fn streamed(end: Result<End, Failure>) -> ExitCode {
-    match end {
-        Ok(End::Done) => ExitCode::SUCCESS,
-        Ok(End::Interrupted) => {
-            eprintln!("vfio-user-ctl: Interrupted");
-            ExitCode::from(interrupt::INTERRUPTED)
+        Err(error) => {
+            eprintln!("vfio-user-ctl: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
         }
-        Err(error) => failed(&error),
     }
 }

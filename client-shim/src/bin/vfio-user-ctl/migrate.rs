@@ -2,13 +2,13 @@
 //! `migrate`: a device from one backend to another, with this tool as the client of both.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vfio_user_client::Client;
 use vfio_user_client::migration::Migration;
+use vfio_user_client::{Client, Error};
 
 use crate::args::{self, Migrate};
 use crate::interrupt::{INTERRUPTED, Interrupt};
@@ -97,7 +97,23 @@ fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Fa
 
 /// Attaches with all that migration can use.
 pub fn attach(socket: &Path, timeout: u64) -> Result<Client, Failure> {
-    Ok(Client::connect(socket, args::for_migration(timeout))?)
+    let client = Client::connect(socket, args::for_migration(timeout));
+    client.map_err(|error| match error {
+        error @ Error::Connect { .. } => error.into(),
+        source => NotAttached {
+            socket: socket.to_owned(),
+            source,
+        }
+        .into(),
+    })
+}
+
+/// Why a server is of no use, and which.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", socket.display())]
+struct NotAttached {
+    socket: PathBuf,
+    source: Error,
 }
 
 /// The migration of the device there.

@@ -58,10 +58,23 @@ pub fn rate(bytes_per_second: f64) -> String {
     format!("{bytes}/s ({megabits} Mbit/s)")
 }
 
+/// So many bytes, their time, and what that makes a second.
+pub fn moved_in(bytes: u64, took: Duration) -> String {
+    let seconds = took.as_secs_f64();
+    let speed = if seconds > 0.0 {
+        float(bytes) / seconds
+    } else {
+        0.0
+    };
+    format!("{} in {}, {}", size(bytes), time(took), rate(speed))
+}
+
 /// A time, to three digits.
 pub fn time(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
-    if seconds >= 1.0 {
+    if duration.is_zero() {
+        "0 s".to_owned()
+    } else if seconds >= 1.0 {
         format!("{} s", three_digits(seconds))
     } else if seconds >= 0.001 {
         format!("{} ms", three_digits(seconds * 1e3))
@@ -144,7 +157,7 @@ mod tests {
             assert_eq!(size(bytes), text);
         }
         for (micros, text) in [
-            (0, "0.00 us"),
+            (0, "0 s"),
             (31, "31.0 us"),
             (1_500, "1.50 ms"),
             (99_990, "100 ms"),
@@ -155,6 +168,12 @@ mod tests {
         }
         assert_eq!(rate(118_750_000.0), "113 MiB/s (950 Mbit/s)");
         assert_eq!(rate(f64::NAN), "0 B/s (NaN Mbit/s)");
+        let half = Duration::from_millis(500);
+        assert_eq!(
+            moved_in(1 << 20, half),
+            "1.00 MiB in 500 ms, 2.00 MiB/s (16.8 Mbit/s)"
+        );
+        assert!(moved_in(1, Duration::ZERO).ends_with(", 0 B/s (0.00 Mbit/s)"));
         assert_eq!(milliseconds_up(Duration::from_micros(1_000)), 1);
         assert_eq!(milliseconds_up(Duration::from_micros(1_001)), 2);
     }

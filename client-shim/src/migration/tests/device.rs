@@ -32,6 +32,8 @@ pub(super) struct Device {
     pub(super) resets: usize,
     /// Refuses the stream once it is so long.
     pub(super) refuse_at: Option<usize>,
+    /// How often data was asked for.
+    pub(super) reads: usize,
     /// Reads of data wait.
     pub(super) hold: bool,
     pub(super) pass: usize,
@@ -50,6 +52,7 @@ impl Default for Device {
             loaded: Vec::new(),
             resets: 0,
             refuse_at: None,
+            reads: 0,
             hold: false,
             pass: 0,
             ready: Vec::new(),
@@ -93,6 +96,7 @@ impl Device {
     }
 
     fn read(&mut self, most: usize) -> Vec<u8> {
+        self.reads += 1;
         let count = most.min(self.ready.len());
         let data = self.ready[..count].to_vec();
         self.ready.drain(..count);

@@ -5,7 +5,10 @@ use std::{
     error::Error,
     fs::{self, File},
     net::Shutdown,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -18,7 +21,8 @@ use system_tests::{
 use vfio_user_protocol::{
     Command as Message, Request,
     extension::migration::{
-        EXPLAIN, MIG_P2P, PENDING, PENDING_EXACT, PRECOPY_INFO, Pending, PrecopyInfo, Query,
+        EXPLAIN, MIG_CHANNEL, MIG_P2P, PENDING, PENDING_EXACT, PRECOPY_INFO, Pending, PrecopyInfo,
+        Query,
     },
     feature::{GET, MIGRATION},
     migration::MigrationState,
@@ -32,7 +36,7 @@ use crate::{
 };
 
 /// What these clients offer, all of which is granted.
-pub const FEATURES: [&str; 4] = [PENDING, PRECOPY_INFO, EXPLAIN, MIG_P2P];
+pub const FEATURES: [&str; 5] = [PENDING, PRECOPY_INFO, EXPLAIN, MIG_P2P, MIG_CHANNEL];
 /// Bytes of VRAM in one message.
 const PIECE: usize = 0x1_0000;
 
@@ -135,6 +139,19 @@ impl Owner {
         match self.client.call(message, query.as_bytes(), &[]) {
             Ok(reply) => T::read_from_bytes(&reply.body).map_err(|_| "another size".into()),
             Err(errno) => Err(format!("{message:?}: errno {errno}").into()),
+        }
+    }
+
+    /// A socket of its own for migration.
+    pub fn channel(&mut self) -> Result<RawClient, Box<dyn Error>> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let query = Query { argsz: 8, flags: 0 };
+        let opened = self
+            .client
+            .call(Message::MigChannel, query.as_bytes(), &[theirs.as_fd()]);
+        match opened {
+            Ok(_) => Ok(RawClient::over(ours)),
+            Err(errno) => Err(format!("MIG_CHANNEL: errno {errno}").into()),
         }
     }
 

@@ -10,10 +10,12 @@ use system_tests::{
     raw_client::access,
 };
 use vfio_user_protocol::{
-    Request,
+    Command, Request,
     extension::migration::{PENDING_EXACT, PENDING_UNKNOWN, PRECOPY_REINIT},
+    migration::MigData,
     migration::MigrationState::{self, PreCopy, Resuming, Running, Stop, StopCopy},
 };
+use zerocopy::IntoBytes;
 
 use super::{BAR2, TestGpu, owner::Owner, owner_support::*};
 use crate::{Outcome, check_eq, vfio::backend::CONFIG};
@@ -40,6 +42,7 @@ pub fn faults() -> Outcome {
         ("initial data again", reinit),
         ("the guest resets the device", flr),
         ("registers while it is stopped", closed),
+        ("a slow read, and a channel for it", slow_read),
     ])
 }
 
@@ -298,4 +301,33 @@ fn closed() -> Result<String, Box<dyn Error>> {
     }
     check_eq!(gpu.get("stopped_accesses")?, 0, "what reached the driver");
     Ok("EBUSY, none reached the driver".into())
+}
+
+/// The guest's accesses do not wait for a driver that takes its time.
+fn slow_read() -> Result<String, Box<dyn Error>> {
+    let (gpu, mut owner) = made("full")?;
+    let mut channel = owner.channel()?;
+    channel.set_state(PreCopy);
+    gpu.set("slow_read_ms", 5000)?;
+    let size = 1 << 16;
+    let asked = MigData {
+        argsz: size + 8,
+        size,
+    };
+    let message = channel.message(Command::MigDataRead, 0, asked.as_bytes());
+    channel.send(&message, &[]);
+    for _ in 0..50 {
+        owner.client.read32(BAR2, 0);
+        owner.client.read::<4>(CONFIG, 0);
+    }
+    check_eq!(
+        channel.is_silent(),
+        true,
+        "the read is not over when 100 accesses are"
+    );
+    gpu.set("slow_read_ms", 0)?;
+    let reply = channel.receive().ok_or("the channel was closed")?;
+    check_eq!(reply.body.len() > 8, true, "the read brought data");
+    channel.set_state(Running);
+    Ok("100 accesses were answered before it".into())
 }

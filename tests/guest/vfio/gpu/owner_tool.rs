@@ -7,6 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
+use serde_json::Value;
 use system_tests::{pci, raw_client::RawClient};
 
 use super::{BAR0, BAR2, SCRATCH, TestGpu, VRAM};
@@ -33,7 +34,13 @@ pub fn every_way() -> Outcome {
         })?;
         let report = std::fs::read_to_string(REPORT)?;
         check_eq!(report.contains("<svg"), true, "a picture in the report");
-        say(&format!("{kind}: migrate: {said}"));
+        let figures: Value = serde_json::from_str(&said)?;
+        check_eq!(
+            figures["downtime_ms"].is_number(),
+            true,
+            "downtime_ms in {figures}"
+        );
+        say(&format!("{kind}: migrate: {figures}"));
         between(kind, &|| {
             ctl(&["save", "--live", "--output", FILE, SOURCE])?;
             ctl(&["load", DESTINATION, FILE])

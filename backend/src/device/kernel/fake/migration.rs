@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_DEVICE_FEATURE_SET;
@@ -49,6 +50,8 @@ pub(crate) struct DataScript {
     pub precopy: VecDeque<Result<(u32, u64, u64), Errno>>,
     /// A driver that claims to have moved so many bytes more than it was asked to.
     pub claims: usize,
+    /// How often it was polled.
+    pub waits: usize,
     pub closed: bool,
 }
 
@@ -132,6 +135,11 @@ impl DataFile for FakeData {
         from.copy_to(&mut data);
         script.written.extend(data);
         Ok(count + script.claims)
+    }
+
+    fn wait(&mut self, _patience: Duration) -> Result<(), Errno> {
+        self.0.script().waits += 1;
+        Ok(())
     }
 
     /// As the kernel does, with the caller's flags where there are none of its own.

@@ -6,6 +6,7 @@ use std::io::Write;
 use super::*;
 use crate::function::Function;
 use crate::memory::{AddressSpace, CpuAccess};
+use crate::migration::Guest;
 use crate::pci::GuestView;
 
 const LINES: &str = "\
@@ -136,4 +137,24 @@ fn a_file_that_is_none_is_named() {
     file.write_all(&[0xff; 249]).unwrap();
     let bridge = error(file.path());
     assert!(bridge.contains("Header type 0x7f"), "{bridge}");
+}
+
+#[test]
+fn a_clique_is_part_of_who_it_is() {
+    let identity = |clique: Option<&str>| {
+        let memory = AddressSpace::new(CpuAccess::TrackedOnly, 8);
+        let view = GuestView {
+            nvidia_clique: clique.map(|number| number.parse().unwrap()),
+            ..GuestView::default()
+        };
+        let function = Function::new(Arc::new(device()), Arc::new(memory), &view).unwrap();
+        Guest::identity(&function)
+    };
+    let (none, three, four) = (identity(None), identity(Some("3")), identity(Some("4")));
+    assert!(three.differences(&identity(Some("3"))).is_empty());
+    let other = three.differences(&four);
+    assert_eq!(other.len(), 1, "nothing else differs");
+    assert!(other[0].to_string().contains("clique"), "{}", other[0]);
+    // The list of capabilities differs too.
+    assert_eq!(three.differences(&none).len(), 2);
 }

@@ -23,7 +23,7 @@ use crate::units::{rate, size, time};
 
 /// The link, in bytes a second, and the limit that is then met after a few passes.
 const BANDWIDTH: u64 = 128 << 20;
-const LIMIT: Duration = Duration::from_millis(50);
+const LIMIT: Duration = Duration::from_millis(15);
 /// VRAM that the guest uses, and guest memory that it copies from.
 const USED: usize = 24 << 20;
 const SOURCE: usize = 8 << 20;

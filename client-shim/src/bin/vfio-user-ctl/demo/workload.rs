@@ -19,7 +19,7 @@ const REST: Duration = Duration::from_millis(2);
 /// Passes at full speed.
 const UNHURRIED: usize = 2;
 /// The rest is never longer than so many times as at full speed.
-const SLOWEST: u32 = 512;
+const SLOWEST: u32 = 2048;
 
 /// How the guest is told.
 #[derive(Debug, Default)]
@@ -119,7 +119,7 @@ mod tests {
         };
         assert_eq!(
             [1, 2, 3, 4, 5, 6, 1000].map(slower),
-            [1, 1, 4, 16, 64, 256, 512]
+            [1, 1, 4, 16, 64, 256, 2048]
         );
     }
 }

@@ -151,9 +151,19 @@ fn msix(space: &ConfigSpace, at: usize) -> (String, Vec<String>) {
     )
 }
 
+/// NVIDIA's vendor id.
+const VENDOR_NVIDIA: u16 = 0x10de;
+
 fn vendor(space: &ConfigSpace, at: usize) -> (String, Vec<String>) {
     let length = space.u8(at + 2);
     let title = format!("Vendor Specific Information: Len={length:02x}");
+    let signature = [3, 4, 5].map(|byte| space.u8(at + byte));
+    if space.u16(0) == VENDOR_NVIDIA && length == 8 && signature == *b"P2P" {
+        let register = space.u8(at + 6);
+        let (clique, version) = (register >> 3 & 0xf, register & 7);
+        let clique = format!("NVIDIA GPUDirect P2P: Clique={clique} Version={version}");
+        return (title, vec![clique]);
+    }
     (title, vec![hex(space, at, usize::from(length).min(64))])
 }
 
@@ -209,6 +219,21 @@ mod tests {
                 "PBA: BAR=4 offset=00003000",
             ]
         );
+    }
+
+    #[test]
+    fn a_clique_is_told() {
+        let mut bytes = vec![0; 256];
+        bytes[..2].copy_from_slice(&[0xde, 0x10]);
+        bytes[0xc8..0xd0].copy_from_slice(&[9, 0, 8, 0x50, 0x32, 0x50, 0x40, 0]);
+        let entry = Entry {
+            offset: 0xc8,
+            id: 9,
+            version: None,
+        };
+        let (title, details) = decode(&ConfigSpace::new(bytes), &entry);
+        assert_eq!(title, "Vendor Specific Information: Len=08");
+        assert_eq!(details, ["NVIDIA GPUDirect P2P: Clique=8 Version=0"]);
     }
 
     #[test]

@@ -24,8 +24,8 @@ use watch::Watch;
 
 /// Beyond what a pass had to move at its start; more is another pass, whatever the device says.
 const MORE: u64 = 64 << 20;
-/// Between passes that found nothing.
-const REST: Duration = Duration::from_millis(10);
+/// Between passes that found nothing: what a guest does comes in bursts, and a stall is told by several passes.
+const REST: Duration = Duration::from_millis(50);
 
 /// What was asked for.
 #[derive(Clone, Debug)]

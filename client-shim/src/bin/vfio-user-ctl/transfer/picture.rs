@@ -15,6 +15,8 @@ const HEIGHT: f64 = 160.0;
 const LEFT: f64 = 90.0;
 const BELOW: f64 = 24.0;
 const ABOVE: f64 = 12.0;
+/// A throughput is told over this long at the least.
+const SMOOTH: Duration = Duration::from_millis(50);
 /// More rows of passes than this nobody reads.
 const MOST_PASSES: usize = 200;
 
@@ -57,9 +59,15 @@ pub fn render(title: &str, timeline: &Timeline, plan: &Plan) -> String {
         |value| size(whole(value)),
     );
     let speed = throughput(samples);
-    chart(&mut page, timeline, "Throughput", &speed, None, |value| {
-        format!("{}/s", size(whole(value)))
-    });
+    let bandwidth = plan.bandwidth.map(float);
+    chart(
+        &mut page,
+        timeline,
+        "Throughput",
+        &speed,
+        bandwidth,
+        |value| format!("{}/s", size(whole(value))),
+    );
     let expected = points(samples, |sample| {
         let expected = sample
             .expected
@@ -144,17 +152,23 @@ fn points(samples: &[Sample], value: impl Fn(&Sample) -> Option<f64>) -> Vec<(f6
     samples.iter().filter_map(point).collect()
 }
 
-/// Bytes a second between each sample and the one before.
+/// Bytes a second between samples far enough apart that a chunk more or less does not show.
 fn throughput(samples: &[Sample]) -> Vec<(f64, f64)> {
-    let pairs = samples.windows(2).filter_map(|pair| match pair {
-        [before, after] => {
-            let took = after.at.checked_sub(before.at)?.as_secs_f64();
-            let bytes = float(after.moved.saturating_sub(before.moved));
-            (took > 0.0).then_some((after.at.as_secs_f64(), bytes / took))
+    let Some((first, last)) = samples.first().zip(samples.last()) else {
+        return Vec::new();
+    };
+    let apart = last.at.saturating_sub(first.at) / 150;
+    let mut before = first;
+    let mut points = Vec::new();
+    for sample in samples {
+        let took = sample.at.saturating_sub(before.at);
+        if took > apart.max(SMOOTH) || (sample == last && !took.is_zero()) {
+            let bytes = float(sample.moved.saturating_sub(before.moved));
+            points.push((sample.at.as_secs_f64(), bytes / took.as_secs_f64()));
+            before = sample;
         }
-        _ => None,
-    });
-    pairs.collect()
+    }
+    points
 }
 
 /// One chart: `limit` is a level to be told from the values.

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Progress for people: a bar on a terminal, a line for each pass elsewhere, on stderr.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::timeline::{Pass, Sample};
-use crate::units::{float, rate, size, time};
+use crate::units::{moved_in, size, time};
 
 /// Who is told.
 #[derive(Debug)]
@@ -49,18 +49,9 @@ impl Watch {
         match self {
             Self::Silent => {}
             Self::Lines => {
-                let took = pass.took.as_secs_f64();
-                let speed = if took > 0.0 {
-                    float(pass.bytes) / took
-                } else {
-                    0.0
-                };
-                let (moved, left) = (size(pass.bytes), size(pass.remaining));
-                let took = time(pass.took);
-                self.say(&format!(
-                    "pass {number}: {moved} in {took}, {}; {left} left, {expected}",
-                    rate(speed)
-                ));
+                let moved = moved_in(pass.bytes, pass.took);
+                let left = size(pass.remaining);
+                say(&format!("pass {number}: {moved}; {left} left, {expected}"));
             }
             Self::Bar(bar) => bar.set_message(format!("pass {number}, {expected}")),
         }
@@ -69,7 +60,7 @@ impl Watch {
     pub fn switch_over(&self, remaining: u64) {
         match self {
             Self::Silent => {}
-            Self::Lines => self.say(&format!("switch-over with {} left", size(remaining))),
+            Self::Lines => say(&format!("switch-over with {} left", size(remaining))),
             Self::Bar(bar) => bar.set_message("switch-over"),
         }
     }
@@ -86,14 +77,7 @@ impl Watch {
     pub fn end_stream(&self, what: &str, moved: u64, took: Duration) {
         self.end();
         if !matches!(self, Self::Silent) {
-            let seconds = took.as_secs_f64();
-            let speed = if seconds > 0.0 {
-                float(moved) / seconds
-            } else {
-                0.0
-            };
-            let (moved, took) = (size(moved), time(took));
-            self.say(&format!("{what}: {moved} in {took}, {}", rate(speed)));
+            say(&format!("{what}: {}", moved_in(moved, took)));
         }
     }
 
@@ -103,10 +87,9 @@ impl Watch {
             bar.finish_and_clear();
         }
     }
+}
 
-    #[expect(clippy::unused_self, reason = "only who is told says something")]
-    fn say(&self, line: &str) {
-        // Not the macro, which panics where stderr is closed.
-        let _ = io::Write::write_all(&mut io::stderr(), format!("{line}\n").as_bytes());
-    }
+fn say(line: &str) {
+    // Not the macro, which panics where stderr is closed.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

@@ -189,6 +189,36 @@ fn a_v2_driver_breaks_in_the_midst() {
     assert!(data.script().closed);
 }
 
+#[test]
+fn a_v2_driver_that_is_not_ready_yet_is_waited_for() {
+    let (source, data) = v2(|data| {
+        let again = Err(Errno::AGAIN);
+        data.reads = [Ok(vec![7; 50]), again.clone(), again, Ok(vec![8; 50])].into();
+    });
+    set(&source, StopCopy).unwrap();
+    let stream = read_all(&source, 5000).unwrap();
+    assert_eq!(data.script().waits, 2);
+    let (destination, data) = v2(|data| data.writes = [Err(Errno::AGAIN), Ok(30)].into());
+    load(&destination, &stream, 5000).unwrap();
+    assert_eq!(data.script().waits, 1);
+    let written = data.script().written.clone();
+    assert_eq!(written, [vec![7; 50], vec![8; 50]].concat());
+}
+
+#[test]
+fn a_v1_driver_that_is_not_ready_yet_is_asked_again() {
+    let (source, sim) = with_region(&[], TYPE);
+    fill(&sim);
+    let source = function(source);
+    set(&source, StopCopy).unwrap();
+    let state = (0, Ok(u64::from(sim.driver().device_state)));
+    sim.driver().instead = [state, (8, Err(Errno::AGAIN))].into();
+    let stream = read_all(&source, 5000).unwrap();
+    let (destination, copy) = with_region(&[], TYPE);
+    load(&function(destination), &stream, 5000).unwrap();
+    assert_eq!(copy.driver().incoming, transactions()[1]);
+}
+
 /// A function with a v2 driver, and its data.
 fn v2(write: impl FnOnce(&mut DataScript)) -> (Function, Data) {
     let driver = Migrating::new(ALL);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What leaves one device arrives at the other.
 
+use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{pwrite, read as read_fd};
@@ -272,6 +273,9 @@ fn interrupts_wait_and_arrive_once() {
     assert_eq!(count(&there), 0, "still stopped");
     target.go(RunningP2p).unwrap();
     assert_eq!(count(&there), 1);
+    target.set(offset::INT_STATUS, 1 << 5);
+    target.set(offset::INT_RAISE, 1 << 5);
+    assert_eq!(count(&there), 1, "P2P holds DMA only");
     target.go(Running).unwrap();
     assert_eq!(count(&there), 0);
     assert_eq!(target.get(offset::INT_STATUS), 1 << 5);
@@ -334,5 +338,111 @@ fn every_change_of_state_can_be_taken_and_taken_back() {
         assert_eq!(driver.data_version(), "model 1");
         rig.gpu.reset(ResetCause::Client).unwrap();
         assert_eq!(rig.state(), Running);
+    }
+}
+
+#[test]
+fn vram_in_a_file_migrates_and_one_that_is_lost_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = |name: &str| {
+        Rig::with(&ModelOptions {
+            vram_size: VRAM,
+            vram_file: Some(folder.path().join(name)),
+            ..ModelOptions::default()
+        })
+    };
+    let (source, target) = (named("source"), named("target"));
+    source.poke(GRANULE - 1, &noise(100_000));
+    target.load(&save(&source, 4096), 4096).unwrap();
+    assert!(target.vram() == source.vram());
+    source.go(Running).unwrap();
+
+    let mut stream = source.open(PreCopy);
+    let file = std::fs::File::options();
+    let file = file.clone().write(true).open(folder.path().join("source"));
+    file.unwrap().set_len(5000).unwrap();
+    assert_eq!(drain(&mut *stream, 4096), Err(Errno::IO));
+    assert_eq!(read(&mut *stream, 1), Err(Errno::IO), "for good");
+    source.go(Running).unwrap();
+    assert_eq!(source.driver().set_state(PreCopy).unwrap_err(), Errno::IO);
+    assert_eq!(source.state(), Running);
+    source.gpu.reset(ResetCause::Client).unwrap();
+    save(&source, 4096);
+}
+
+/// What happens while a device is saved.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The guest writes so many bytes of a value.
+    Poke(usize, usize, u8),
+    /// It gives memory back.
+    Punch(usize, usize),
+    /// The VMM reads.
+    Read(usize),
+    Ask,
+    P2p,
+    Back,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let size = usize::try_from(VRAM).unwrap();
+    // Few places, so that they meet.
+    let place = prop_oneof![0..4 * GRANULE, size - 3 * GRANULE..size - 1];
+    prop_oneof![
+        4 => (place, 1..2 * GRANULE, 0_u8..3)
+            .prop_map(|(at, length, value)| Step::Poke(at, length, value)),
+        1 => (0_usize..4, 1_usize..4).prop_map(|(first, count)| Step::Punch(first, count)),
+        4 => prop_oneof![1_usize..50, 1..4 * GRANULE].prop_map(Step::Read),
+        2 => Just(Step::Ask),
+        1 => Just(Step::P2p),
+        1 => Just(Step::Back),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever the guest and the VMM do, the destination has in the end what the source had.
+    #[test]
+    fn any_course_of_a_save(
+        steps in prop::collection::vec(step(), 0..40),
+        piece in 1_usize..100_000,
+        reinit in any::<bool>(),
+    ) {
+        let source = rig(if reinit { "reinit@20000" } else { "moving-sizes" });
+        let target = Rig::new();
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let file = source.gpu.vram().share().unwrap();
+        let mut stream = source.open(PreCopy);
+        let mut data = Vec::new();
+        for step in steps {
+            match step {
+                Step::Poke(at, length, value) => {
+                    let end = usize::try_from(VRAM).unwrap();
+                    source.poke(at, &vec![value; length.min(end - at)]);
+                }
+                Step::Punch(first, count) => {
+                    let (first, count) = (first * GRANULE, count * GRANULE);
+                    fallocate(&file, punch, first as u64, count as u64).unwrap();
+                }
+                Step::Read(length) => match read(&mut *stream, length) {
+                    Ok(bytes) => data.extend(bytes),
+                    Err(error) => prop_assert_eq!(error, Errno::NOMSG),
+                },
+                Step::Ask => {
+                    stream.precopy_info().unwrap();
+                }
+                Step::P2p => {
+                    source.go(PreCopyP2p).unwrap();
+                }
+                Step::Back => {
+                    source.go(PreCopy).unwrap();
+                }
+            }
+        }
+        source.go(StopCopy).unwrap();
+        data.extend(drain(&mut *stream, piece).unwrap());
+        target.load(&data, piece).unwrap();
+        prop_assert!(target.vram() == source.vram());
     }
 }
