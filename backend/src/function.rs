@@ -8,18 +8,22 @@ mod logging;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::{debug, warn};
+use log::debug;
 use vfio_user_protocol::extension::IrqRoute;
 
-use crate::device::{Device, Error, Region, ResetCause, region};
+use crate::device::{Device, Error, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
 use crate::memory::AddressSpace;
 use crate::migration::Migration;
-use crate::pci::{
-    BarState, Changes, ConfigSpace, GuestView, MsixState, MsixTable, PowerState, ViewError,
-};
+use crate::pci::{BarState, Changes, ConfigSpace, GuestView, MsixState, MsixTable, PowerState};
+use crate::quirks::{Context, Handled, Place, Quirks, SpecificRegion};
 use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
+
+pub use compose::ComposeError;
+use doorbells::Armed;
+pub use regions::Mapped;
+pub use rom::ShadowError;
 
 /// A device, composed.
 #[derive(Debug)]
@@ -27,6 +31,10 @@ pub struct Function {
     device: Arc<dyn Device>,
     memory: Arc<AddressSpace>,
     migration: Migration,
+    /// Behind the regions that every PCI device has.
+    specific: Vec<SpecificRegion>,
+    /// The expansion ROM; empty for none.
+    rom: Vec<u8>,
     view: GuestView,
     state: Mutex<State>,
 }
@@ -37,6 +45,8 @@ struct State {
     msix: Option<(MsixState, MsixTable)>,
     delivery: Delivery,
     routes: Routes,
+    quirks: Quirks,
+    doorbells: Armed,
 }
 
 /// Who answers a piece of a BAR access.
@@ -47,45 +57,11 @@ enum Target {
     Table(u64),
     /// The MSI-X pending bits, at this offset in them.
     Pending(u64),
+    /// What this quirk says.
+    Quirk(usize),
 }
 
 impl Function {
-    /// Composes a function from the device's own config space, as `view` shows it.
-    ///
-    /// # Errors
-    /// The device cannot be shown so.
-    pub fn new(
-        device: Arc<dyn Device>,
-        memory: Arc<AddressSpace>,
-        view: &GuestView,
-    ) -> Result<Self, ViewError> {
-        let config = view.apply(device.config_space())?;
-        for fault in config.list_faults().into_iter().flatten() {
-            warn!(
-                "The device's capability list is broken, and shown as far as it makes sense: {fault}"
-            );
-        }
-        let msix = config
-            .msix()
-            .map(|msix| (msix, MsixTable::new(msix.table_size)));
-        let msi_vectors = device.irq(MSI).count;
-        let msix_vectors = msix.as_ref().map_or(0, |(_, table)| table.vectors());
-        let routes = Routes::new(&[(MSI, msi_vectors), (MSIX, msix_vectors)]);
-        let state = Mutex::new(State {
-            config,
-            msix,
-            delivery: Delivery::default(),
-            routes,
-        });
-        Ok(Self {
-            migration: Migration::new(Arc::clone(&device)),
-            device,
-            memory,
-            view: view.clone(),
-            state,
-        })
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,6 +70,12 @@ impl Function {
     #[must_use]
     pub fn device(&self) -> &dyn Device {
         &*self.device
+    }
+
+    /// The quirks it has, by name.
+    #[must_use]
+    pub fn quirks(&self) -> Vec<&'static str> {
+        self.state().quirks.names().collect()
     }
 
     /// The guest memory the device reaches.
@@ -106,20 +88,6 @@ impl Function {
     #[must_use]
     pub fn migration(&self) -> &Migration {
         &self.migration
-    }
-
-    /// What is at a region index, the composed config space included.
-    #[must_use]
-    pub fn region(&self, index: u32) -> Region {
-        if index == region::CONFIG {
-            let size = self.state().config.bytes().len() as u64;
-            return Region {
-                size,
-                readable: true,
-                writable: true,
-            };
-        }
-        self.device.region(index)
     }
 
     /// A client that takes interrupt routes has come: from now on the guest's own tables decide.
@@ -140,12 +108,15 @@ impl Function {
             return self.read_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
-        self.check_open(index)?;
-        let state = self.state();
-        if index > region::BAR5 && (state.decodes(index) || !state.config.is_live()) {
-            return self.device.read(index, offset, data);
+        if let Some(bytes) = self.fixed_bytes(index) {
+            let from = usize::try_from(offset).ok();
+            let bytes = from.and_then(|from| bytes.get(from..)?.get(..data.len()));
+            data.copy_from_slice(bytes.ok_or_else(|| out_of_range(index, offset, data.len()))?);
+            return Ok(());
         }
-        if !state.decodes(index) {
+        self.check_open(index)?;
+        let mut state = self.state();
+        if !state.answers(index) {
             // What a bus answers when nobody claims the address.
             data.fill(0xff);
             return Ok(());
@@ -155,19 +126,38 @@ impl Function {
         while !rest.is_empty() {
             let (length, target) = state.target(index, at, rest.len());
             let (piece, after) = rest.split_at_mut(length);
-            match (target, &state.msix) {
-                (Target::Table(at), Some((_, table))) => table.read(at, piece),
-                (Target::Pending(at), Some((_, table))) => {
-                    let pending = |vector| self.device.vector_pending(MSIX, vector);
-                    table.pba_read(at, piece, pending)
-                }
-                _ => Ok(self.device.read(index, at, piece)?),
-            }
-            .map_err(|_| out_of_range(index, offset, length))?;
+            self.read_piece(&mut state, target, (index, at), piece)?;
             at += length as u64;
             rest = after;
         }
         Ok(())
+    }
+
+    fn read_piece(
+        &self,
+        state: &mut State,
+        target: Target,
+        (index, at): (u32, u64),
+        piece: &mut [u8],
+    ) -> Result<(), Error> {
+        let length = piece.len();
+        let out_of_range = |_| out_of_range(index, at, length);
+        match (target, &state.msix) {
+            (Target::Table(at), Some((_, table))) => table.read(at, piece).map_err(out_of_range),
+            (Target::Pending(at), Some((_, table))) => {
+                let pending = |vector| self.device.vector_pending(MSIX, vector);
+                table.pba_read(at, piece, pending).map_err(out_of_range)
+            }
+            (Target::Quirk(owner), _) => match state.ask_read(owner, index, at, length) {
+                Handled::Device => self.device.read(index, at, piece),
+                Handled::Config(at) => self.read_config_locked(state, at, piece),
+                Handled::ConfigAndDevice(config) => {
+                    self.device.read(index, at, piece)?;
+                    self.read_config_locked(state, config, piece)
+                }
+            },
+            _ => self.device.read(index, at, piece),
+        }
     }
 
     /// Writes to a region.
@@ -179,12 +169,16 @@ impl Function {
             return self.write_config(offset, data);
         }
         self.check_range(index, offset, data.len())?;
+        if self.fixed_bytes(index).is_some() {
+            let what = "written";
+            return Err(Error::Denied {
+                region: index,
+                what,
+            });
+        }
         self.check_open(index)?;
         let mut state = self.state();
-        if index > region::BAR5 && (state.decodes(index) || !state.config.is_live()) {
-            return self.device.write(index, offset, data);
-        }
-        if !state.decodes(index) {
+        if !state.answers(index) {
             return Ok(());
         }
         let mut rest = data;
@@ -192,24 +186,43 @@ impl Function {
         while !rest.is_empty() {
             let (length, target) = state.target(index, at, rest.len());
             let (piece, after) = rest.split_at(length);
-            match (target, &mut state.msix) {
-                (Target::Table(at), Some((_, table))) => {
-                    table
-                        .write(at, piece)
-                        .map_err(|_| out_of_range(index, offset, length))?;
-                    self.update_interrupts(&mut state);
-                }
-                (Target::Pending(_), _) => {}
-                _ => self.device.write(index, at, piece)?,
-            }
+            self.write_piece(&mut state, target, (index, at), piece)?;
             at += length as u64;
             rest = after;
         }
         Ok(())
     }
 
+    fn write_piece(
+        &self,
+        state: &mut State,
+        target: Target,
+        (index, at): (u32, u64),
+        piece: &[u8],
+    ) -> Result<(), Error> {
+        match (target, &mut state.msix) {
+            (Target::Table(into), Some((_, table))) => {
+                table
+                    .write(into, piece)
+                    .map_err(|_| out_of_range(index, at, piece.len()))?;
+                self.update_interrupts(state);
+                Ok(())
+            }
+            (Target::Pending(_), _) => Ok(()),
+            (Target::Quirk(owner), _) => match state.ask_write(owner, index, at, piece) {
+                Handled::Device => self.device.write(index, at, piece),
+                Handled::Config(at) => self.write_config_locked(state, at, piece),
+                Handled::ConfigAndDevice(config) => {
+                    self.write_config_locked(state, config, piece)?;
+                    self.device.write(index, at, piece)
+                }
+            },
+            _ => self.device.write(index, at, piece),
+        }
+    }
+
     fn check_range(&self, index: u32, offset: u64, length: usize) -> Result<(), Error> {
-        let size = self.device.region(index).size;
+        let size = self.region(index).size;
         let end = offset.checked_add(length as u64);
         // A region that is not there takes no access, not even an empty one.
         if size == 0 || end.is_none_or(|end| end > size) {
@@ -227,7 +240,15 @@ impl Function {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
-        let mut state = self.state();
+        self.read_config_locked(&mut self.state(), offset, data)
+    }
+
+    fn read_config_locked(
+        &self,
+        state: &mut State,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<(), Error> {
         state
             .config
             .set_interrupt_status(self.device.interrupt_status());
@@ -255,7 +276,15 @@ impl Function {
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
-        let mut state = self.state();
+        self.write_config_locked(&mut self.state(), offset, data)
+    }
+
+    fn write_config_locked(
+        &self,
+        state: &mut State,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Error> {
         if state.config.is_live() {
             check_end(offset, data.len(), state.config.bytes().len())?;
             for (at, piece) in state.config.for_device(offset, data) {
@@ -266,12 +295,13 @@ impl Function {
             .config
             .write(offset, data)
             .map_err(|_| out_of_range(region::CONFIG, offset, data.len()))?;
+        state.config_written(&self.memory, offset, data.len());
         if changes.flr() {
-            return self.reset_locked(&mut state, ResetCause::FunctionLevel);
+            return self.reset_locked(state, ResetCause::FunctionLevel);
         }
         if changes.power_state() {
             // Waking up may have reset the function, and the kernel puts back what it sees fit.
-            self.refresh(&mut state);
+            self.refresh(state);
         }
         let interrupts = [
             Changes::COMMAND,
@@ -283,7 +313,7 @@ impl Function {
             .into_iter()
             .any(|change| changes.contains(change))
         {
-            self.update_interrupts(&mut state);
+            self.update_interrupts(state);
         }
         Ok(())
     }
@@ -307,6 +337,7 @@ impl Function {
         if let Some((_, table)) = &mut state.msix {
             table.reset();
         }
+        state.quirks.reset();
         self.refresh(state);
         self.update_interrupts(state);
         done
@@ -337,6 +368,8 @@ impl Function {
         let stopped = self.device.stop_dma();
         self.device.release_irqs();
         self.device.set_irq_config(IrqConfig::default());
+        let mut doorbells = std::mem::take(&mut state.doorbells);
+        self.silence(&mut doorbells);
         let unmapped = self.memory.clear().map_err(|error| Error::Io {
             what: "Guest memory stays mapped",
             source: io::Error::other(error),
@@ -405,8 +438,46 @@ impl State {
         }
     }
 
-    /// How many of `length` bytes from `at` in a BAR have one target, and which.
+    /// Whether an access to a region other than config space reaches anything.
+    fn answers(&self, index: u32) -> bool {
+        self.decodes(index) || index > region::BAR5 && !self.config.is_live()
+    }
+
+    fn ask_read(&mut self, owner: usize, region: u32, offset: u64, length: usize) -> Handled {
+        let quirk = self.quirks.get(owner);
+        quirk.map_or(Handled::Device, |quirk| {
+            quirk.read(Place { region, offset }, length)
+        })
+    }
+
+    fn ask_write(&mut self, owner: usize, region: u32, offset: u64, data: &[u8]) -> Handled {
+        let quirk = self.quirks.get(owner);
+        quirk.map_or(Handled::Device, |quirk| {
+            quirk.write(Place { region, offset }, data)
+        })
+    }
+
+    fn config_written(&mut self, memory: &AddressSpace, offset: u64, length: usize) {
+        let context = Context {
+            config: &self.config,
+            memory,
+        };
+        let end = offset.saturating_add(length as u64);
+        self.quirks.config_written(context, &(offset..end));
+    }
+
+    /// How many of `length` bytes from `at` in a region have one target, and which.
     fn target(&self, index: u32, at: u64, length: usize) -> (usize, Target) {
+        let (length, target) = self.msix_target(index, at, length);
+        if target != Target::Device {
+            return (length, target);
+        }
+        let (length, owner) = self.quirks.at(index, at, length);
+        (length, owner.map_or(Target::Device, Target::Quirk))
+    }
+
+    /// The same without quirks.
+    fn msix_target(&self, index: u32, at: u64, length: usize) -> (usize, Target) {
         let Some((msix, table)) = &self.msix else {
             return (length, Target::Device);
         };
@@ -487,6 +558,10 @@ fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
     }
 }
 
+mod compose;
+mod doorbells;
 mod guest;
+mod regions;
+mod rom;
 #[cfg(test)]
 mod tests;

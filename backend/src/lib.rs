@@ -6,6 +6,7 @@
 //! | [`server`] | the listening socket, the session, one function per command |
 //! | [`function`] | the PCI function as the client sees it: composition in front of a device |
 //! | [`pci`] | config space, capability lists, MSI-X table, ROM images: pure |
+//! | [`quirks`] | what particular GPUs need beside it: trapped parts of BARs, registers of their own |
 //! | [`device`] | the trait of a device: [`device::kernel`], the kernel's VFIO, and [`device::model`], the software GPU |
 //! | [`memory`] | guest memory that the device reaches (DMA maps) |
 //! | [`migration`] | states, stream, sizes of a device on its way to another process |
@@ -23,6 +24,7 @@ pub mod options;
 pub mod pci;
 pub mod poller;
 pub mod privileges;
+pub mod quirks;
 pub mod ratelimit;
 pub mod report;
 pub mod routes;

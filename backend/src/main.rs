@@ -13,11 +13,12 @@ use vfio_user_gpu::device::Device;
 use vfio_user_gpu::device::kernel::{self, Companion, KernelDevice, KernelError, OpenError, Roots};
 use vfio_user_gpu::device::model::dump::{DumpedError, DumpedGpu};
 use vfio_user_gpu::device::model::{ModelError, ModelGpu};
-use vfio_user_gpu::function::Function;
+use vfio_user_gpu::function::{ComposeError, Function};
 use vfio_user_gpu::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
 use vfio_user_gpu::options::{OnDisconnect, Options, Sandbox};
-use vfio_user_gpu::pci::ViewError;
+use vfio_user_gpu::pci::GuestView;
 use vfio_user_gpu::privileges::{PrivilegeError, User};
+use vfio_user_gpu::quirks::igd::OpRegionUse;
 use vfio_user_gpu::report;
 use vfio_user_gpu::sandbox::{self, SandboxError};
 use vfio_user_gpu::server::{
@@ -45,7 +46,7 @@ enum Error {
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
     #[error(transparent)]
-    View(#[from] ViewError),
+    Compose(#[from] ComposeError),
     #[error("Endpoint")]
     Endpoint(#[from] EndpointError),
     #[error("Sandbox (--sandbox off serves without)")]
@@ -118,11 +119,20 @@ fn open(options: &Options) -> Result<Option<kernel::Opened>, Error> {
     Ok(adopted)
 }
 
+/// Guest memory that this process itself must write to, where the view needs that.
+fn reached(memory: AddressSpace, view: &GuestView) -> AddressSpace {
+    match view.igd.opregion {
+        OpRegionUse::Copy => memory.keeping_descriptors(),
+        OpRegionUse::Off | OpRegionUse::Serve => memory,
+    }
+}
+
 /// The software GPU.
 fn model(options: &Options) -> Result<(Arc<dyn Device>, Arc<AddressSpace>), Error> {
     let model = options.model.as_ref().ok_or(Error::NoDevice)?;
     if let Some(config) = &model.config {
         let memory = AddressSpace::new(CpuAccess::TrackedOnly, DEFAULT_MAX_MAPS);
+        let memory = reached(memory, &options.view.view());
         return Ok((Arc::new(DumpedGpu::open(config, model)?), Arc::new(memory)));
     }
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
@@ -153,6 +163,7 @@ fn run(options: Options) -> Result<(), Error> {
     let (device, memory) = match opened {
         Some(opened) => {
             let memory = AddressSpace::with_iommu(opened.iommu, DEFAULT_MAX_MAPS);
+            let memory = reached(memory, &view);
             let device = KernelDevice::new(opened.device, options.bar_handoff)?;
             (Arc::new(device) as Arc<dyn Device>, Arc::new(memory))
         }
@@ -174,6 +185,9 @@ fn run(options: Options) -> Result<(), Error> {
     };
     // Only now: a start that fails says so in its one line.
     info!("Serving the {name}");
+    if let quirks @ [_, ..] = &*function.quirks() {
+        info!("Quirks of this device: {}", quirks.join(", "));
+    }
     let serving = ServeOptions {
         reset_on_disconnect: options.on_disconnect == OnDisconnect::Reset,
         allowed_uids: options.allow_uid,

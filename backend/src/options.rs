@@ -88,7 +88,8 @@ pub struct Options {
 
     /// Serve the software GPU. Keys: vram=SIZE (power of two, 1M to 16G, default 64M), vram-file=PATH (keep
     /// VRAM in this file, so that it can be looked at), config=FILE (serve the config space in this file, as
-    /// `lspci -vv -xxxx` prints it or as sysfs has it, with BARs and interrupts that do nothing), faults=FAULT+FAULT+... (what goes wrong when it
+    /// `lspci -vv -xxxx` prints it or as sysfs has it, with BARs and interrupts that do nothing), igd=PATH (stand in
+    /// the place of Intel graphics, with the OpRegion in this file), faults=FAULT+FAULT+... (what goes wrong when it
     /// migrates, for tests of VMMs). Faults: no-precopy, no-p2p, zero-in-precopy (0 bytes where drivers say
     /// ENOMSG), garbage-sizes, moving-sizes, slow-state=MS (each change of state), slow-save=MS (each read),
     /// read-error@BYTES, write-error@BYTES, state-error=STATE (fails once), broken=STATE (leads to ERROR),

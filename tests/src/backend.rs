@@ -203,6 +203,16 @@ impl Backend {
         });
     }
 
+    /// Waits until its log holds `count` lines with `text` in them.
+    ///
+    /// # Panics
+    /// When it ends first, or never says so.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str, count: usize) {
+        self.process
+            .wait_for_errors(text, count, |line| line.contains(text));
+    }
+
     /// Becomes the backend's next client and does nothing but agree on a version: when this returns, the backend is done
     /// with its previous client, and nothing that it did was done at the new one's request.
     ///

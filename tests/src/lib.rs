@@ -18,6 +18,7 @@
 //! | [`pattern`] | test data that host and guest both know |
 //! | [`engine`] | the model GPU's engine, driven through whichever client |
 //! | [`eventfd`] | interrupts as a client gets them |
+//! | [`opregion`] | an OpRegion of Intel graphics |
 //! | [`view`] | what a guest's lspci says of display devices, and the fixtures they are made of |
 //! | [`model_gpu`] | the registers of the model GPU, as a driver writer sees them |
 //!
@@ -37,6 +38,7 @@ pub mod lane;
 pub mod migrating;
 pub mod model_gpu;
 pub mod nested_qemu;
+pub mod opregion;
 pub mod pattern;
 pub mod pci;
 pub mod process;

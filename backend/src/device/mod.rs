@@ -4,11 +4,14 @@
 //! A device does not know the protocol, and not the config space the guest sees: that is composed in
 //! front of it ([`crate::pci`]). It is told of the changes that concern it.
 
+mod areas;
 pub mod kernel;
 pub mod model;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -18,6 +21,8 @@ use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
 use crate::memory::DirtyTracker;
 use crate::migration::MigrationDriver;
 use crate::pci::ConfigSpace;
+use crate::quirks::Doorbell;
+pub use areas::{Area, cut, pages};
 
 /// Region indexes of a PCI device (linux/vfio.h, `VFIO_PCI_*_REGION_INDEX`).
 pub mod region {
@@ -105,16 +110,7 @@ pub struct Mapping<'a> {
     /// Where the region begins in it, in bytes.
     pub offset: u64,
     /// The parts that may be mapped; `None` for the whole region.
-    pub areas: Option<&'a [Area]>,
-}
-
-/// A part of a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Area {
-    /// Bytes from the start of the region; page aligned.
-    pub offset: u64,
-    /// Bytes; a multiple of the page size.
-    pub size: u64,
+    pub areas: Option<Cow<'a, [Area]>>,
 }
 
 /// Who asks for a reset.
@@ -207,6 +203,42 @@ pub trait Device: Send + Sync + fmt::Debug {
     fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
         let _ = index;
         Ok(None)
+    }
+
+    /// These parts of a region are served in front of the device: from now on no descriptor that a client gets
+    /// may reach their pages. Told once, before the first client.
+    fn trap(&self, region: u32, parts: &[Range<u64>]) {
+        let _ = (region, parts);
+    }
+
+    /// Reads a device-specific region of this type, whole; `None` where the device has none.
+    ///
+    /// # Errors
+    /// It is larger than `largest` bytes, or what the device says.
+    fn specific(
+        &self,
+        region_type: u32,
+        subtype: u32,
+        largest: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let _ = (region_type, subtype, largest);
+        Ok(None)
+    }
+
+    /// From now on the device is given this write whenever the eventfd is signalled; without one, no longer.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] where the device cannot do that, or what it says.
+    fn set_doorbell(
+        &self,
+        doorbell: &Doorbell,
+        eventfd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        let _ = eventfd;
+        Err(Error::Denied {
+            region: doorbell.region,
+            what: "written by an eventfd",
+        })
     }
 
     /// Reads from a region other than config space.

@@ -42,6 +42,10 @@ impl Guest for Function {
             let checksum = config.fixed_checksum();
             identity.push("read-only registers", format!("checksum {checksum:08x}"));
         }
+        let quirks: Vec<_> = state.quirks.names().collect();
+        if !quirks.is_empty() {
+            identity.push("quirks", quirks.join(" "));
+        }
         let driver = self.device.migration().map(|driver| driver.data_version());
         let driver = driver.filter(|version| !version.is_empty());
         identity.push("driver data", driver.unwrap_or_else(|| UNKNOWN.to_owned()));
@@ -60,6 +64,7 @@ impl Guest for Function {
         GuestState {
             config,
             msix_table: msix_table.unwrap_or_default(),
+            quirks: state.quirks.save(),
         }
     }
 
@@ -75,7 +80,7 @@ impl Guest for Function {
             let found = saved.msix_table.len();
             return Err(format!("MSI-X table of {found} bytes where {table} are"));
         }
-        Ok(())
+        state.quirks.check(&saved.quirks)
     }
 
     fn load(&self, saved: &GuestState) -> Result<(), String> {
@@ -92,6 +97,7 @@ impl Guest for Function {
             let written = table.write(0, &saved.msix_table);
             written.map_err(|error| error.to_string())?;
         }
+        state.quirks.restore(&saved.quirks);
         self.refresh(&mut state);
         self.update_interrupts(&mut state);
         Ok(())

@@ -4,11 +4,14 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::device::Region;
 use crate::interrupts::{IrqInfo, IrqRequest};
 use crate::memory::{Access, CpuAccess, MapRequest};
 use crate::migration::{Guest, UNKNOWN};
 use crate::pci::registers::{PCI_COMMAND, PCI_STATUS};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, Msi, MsiX};
+
+mod quirks;
 
 /// What happened, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]

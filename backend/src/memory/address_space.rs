@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{FileType, fstat};
@@ -28,6 +28,9 @@ pub enum CpuAccess {
     Mapped,
     /// Maps are tracked and checked only: the IOMMU does the work, and guest memory never shows here.
     TrackedOnly,
+    /// The same, but descriptors are kept, and a part is mapped for as long as an access to it takes: for the
+    /// rare one beside a device of hardware.
+    OnDemand,
 }
 
 /// A file, told apart from any other while something keeps it alive: the mapping here, or the IOMMU's.
@@ -46,6 +49,8 @@ pub(super) struct Map {
     pub(super) access: Access,
     file: Option<FileIdentity>,
     pub(super) memory: Option<Mapping>,
+    /// With [`CpuAccess::OnDemand`]: the file, shared by its maps, and where the map begins in it.
+    pub(super) kept: Option<(Arc<OwnedFd>, u64)>,
 }
 
 impl Map {
@@ -68,6 +73,19 @@ impl State {
     pub(super) fn containing(&self, iova: u64) -> Option<(u64, &Map)> {
         let (&start, map) = self.maps.range(..=iova).next_back()?;
         (iova <= map.last).then_some((start, map))
+    }
+
+    /// The descriptor of the same file that another map keeps, or else this one: guest memory is one file, or a
+    /// few, however many maps there are.
+    fn same_file(&self, identity: Option<FileIdentity>, file: OwnedFd) -> Arc<OwnedFd> {
+        let same = |map: &Map| {
+            let (ours, theirs) = identity.zip(map.file)?;
+            let (kept, _) = map.kept.as_ref()?;
+            let is_same = (ours.device, ours.inode) == (theirs.device, theirs.inode);
+            is_same.then(|| Arc::clone(kept))
+        };
+        let known = self.maps.values().find_map(same);
+        known.unwrap_or_else(|| Arc::new(file))
     }
 
     /// The maps that have an address of the range in them, and where they begin.
@@ -111,6 +129,16 @@ impl AddressSpace {
             iommu: Some(iommu),
             ..Self::new(CpuAccess::TrackedOnly, max_maps)
         }
+    }
+
+    /// The same space, in which this process itself can access guest memory now and then.
+    #[must_use]
+    pub fn keeping_descriptors(self) -> Self {
+        let cpu_access = match self.cpu_access {
+            CpuAccess::TrackedOnly => CpuAccess::OnDemand,
+            other => other,
+        };
+        Self { cpu_access, ..self }
     }
 
     pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -191,6 +219,7 @@ impl AddressSpace {
                 .map_err(|source| MapError::Iommu { iova, source })?;
         }
         let memory = backing
+            .as_ref()
             .filter(|_| self.cpu_access == CpuAccess::Mapped)
             .map(|b| Mapping::new(b.file.as_fd(), b.offset, size, access))
             .transpose()
@@ -199,11 +228,13 @@ impl AddressSpace {
                 access,
                 source,
             })?;
+        let kept = backing.filter(|_| self.cpu_access == CpuAccess::OnDemand);
         let map = Map {
             last: *range.end(),
             access,
             file,
             memory,
+            kept: kept.map(|b| (state.same_file(file, b.file), b.offset)),
         };
         state.maps.insert(iova, map);
         Ok(())

@@ -6,13 +6,15 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
 use super::address_space::{AddressSpace, Map, State};
-use super::request::Access;
+use super::mapping::Mapping;
+use super::request::{Access, PAGE_SIZE};
 
 /// The most bytes visited under one hold of the lock: bounds how long an unmap waits.
 pub const MAX_PIECE: usize = 1 << 20;
@@ -130,14 +132,24 @@ impl Piece<'_> {
         length: usize,
         visit: impl FnOnce(VolatileSlice<'_>),
     ) -> Result<bool, DmaFault> {
-        let Some(memory) = &self.map.memory else {
-            return Ok(false);
-        };
         let lost = |beyond: usize| DmaFault {
             done: beyond as u64,
             ..fault(iova.saturating_add(beyond as u64), FaultReason::Lost)
         };
-        let slice = usize::try_from(self.offset)
+        let for_now;
+        let (memory, offset) = match (&self.map.memory, &self.map.kept) {
+            (Some(memory), _) => (memory, self.offset),
+            (None, Some((file, start))) => {
+                let lead = self.offset % PAGE_SIZE;
+                let mapped = (lead + length as u64).next_multiple_of(PAGE_SIZE);
+                let from = start.saturating_add(self.offset - lead);
+                let mapping = Mapping::new(file.as_fd(), from, mapped, self.map.access);
+                for_now = mapping.map_err(|_| lost(0))?;
+                (&for_now, lead)
+            }
+            (None, None) => return Ok(false),
+        };
+        let slice = usize::try_from(offset)
             .ok()
             .and_then(|offset| Some((offset, memory.slice(offset, length)?)));
         let Some((offset, slice)) = slice else {
@@ -240,6 +252,29 @@ impl AddressSpace {
             slice.copy_from(head);
             rest = tail;
         })
+    }
+
+    /// Writes all of `data` to guest memory, or nothing of it: where some cannot be written is found out before.
+    /// The client is not asked for memory without a descriptor. (A file that loses pages meanwhile can still
+    /// fault.)
+    ///
+    /// # Errors
+    /// The first address that cannot be written.
+    pub fn write_whole(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
+        let len = data.len() as u64;
+        check_wrap(iova, len)?;
+        let state = self.state();
+        let mut checked = 0;
+        while checked < len {
+            let at = iova.wrapping_add(checked);
+            let piece = state.piece(at, len - checked, Access::WRITE)?;
+            if piece.map.memory.is_none() && piece.map.kept.is_none() {
+                return Err(fault(at, FaultReason::NoDescriptor));
+            }
+            checked += piece.length as u64;
+        }
+        drop(state);
+        self.write(iova, data)
     }
 
     /// Copies guest memory to guest memory, in pieces from the lowest address up. Ranges that overlap are

@@ -140,17 +140,28 @@ pub struct GuestState {
     pub config: Vec<u8>,
     /// The MSI-X table, 16 bytes a vector; empty without.
     pub msix_table: Vec<u8>,
+    /// What quirks remember of the guest's accesses; empty for nothing.
+    pub quirks: Vec<u8>,
 }
 
 const CONFIG: u32 = 1;
 const MSIX_TABLE: u32 = 2;
+/// There only with something in it.
+const QUIRKS: u32 = 3;
 
 impl GuestState {
     /// Sections, each a number (u32), a length (u32) and its bytes, little endian.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (number, section) in [(CONFIG, &self.config), (MSIX_TABLE, &self.msix_table)] {
+        for (number, section) in [
+            (CONFIG, &self.config),
+            (MSIX_TABLE, &self.msix_table),
+            (QUIRKS, &self.quirks),
+        ] {
+            if number == QUIRKS && section.is_empty() {
+                continue;
+            }
             let length = u32::try_from(section.len()).unwrap_or(u32::MAX);
             bytes.extend_from_slice([U32::new(number), U32::new(length)].as_bytes());
             bytes.extend_from_slice(section);
@@ -161,7 +172,7 @@ impl GuestState {
     /// `None` for bytes that are no such sections, each of them once.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (mut config, mut msix_table) = (None, None);
+        let (mut config, mut msix_table, mut quirks) = (None, None, None);
         let mut rest = bytes;
         while !rest.is_empty() {
             let ([number, length], after) = <[U32; 2]>::read_from_prefix(rest).ok()?;
@@ -170,6 +181,7 @@ impl GuestState {
             let place = match number.get() {
                 CONFIG => &mut config,
                 MSIX_TABLE => &mut msix_table,
+                QUIRKS => &mut quirks,
                 _ => return None,
             };
             if place.replace(section.to_vec()).is_some() {
@@ -180,6 +192,7 @@ impl GuestState {
         Some(Self {
             config: config?,
             msix_table: msix_table?,
+            quirks: quirks.unwrap_or_default(),
         })
     }
 }
@@ -232,9 +245,15 @@ mod tests {
         assert_eq!(Identity::decode(&ours.encode()), Some(ours));
         let state = GuestState {
             config: vec![1; 256],
-            msix_table: Vec::new(),
+            ..GuestState::default()
         };
         assert_eq!(GuestState::decode(&state.encode()), Some(state.clone()));
+        let remembering = GuestState {
+            quirks: vec![1, 2],
+            ..state.clone()
+        };
+        let read_back = GuestState::decode(&remembering.encode());
+        assert_eq!(read_back, Some(remembering));
         let twice = [state.encode(), state.encode()].concat();
         assert_eq!(GuestState::decode(&twice), None);
         assert_eq!(GuestState::decode(&[]), None);

@@ -3,7 +3,8 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::pci::{ClassCode, Clique, GuestView, Id, IdentityOverrides, VendorId};
+use crate::pci::{ClassCode, Clique, GuestView, Id, IdentityOverrides, RomView, VendorId};
+use crate::quirks::igd::{IgdView, OpRegionUse};
 
 /// What the guest sees.
 #[derive(Clone, Debug, Args)]
@@ -34,11 +35,73 @@ pub struct ViewOptions {
     #[arg(long, value_name = "HOW", default_value = "off")]
     pub ats: Switch,
 
+    /// The expansion ROM: of the device, if it has a sound one (the default), of this file, or none (off).
+    #[arg(long, value_name = "FILE|off", value_parser = parse_rom)]
+    pub rom: Option<RomView>,
+
+    /// Intel graphics: what becomes of the OpRegion, the table by which a driver knows what is connected. The
+    /// client gets it as a region to read or map (serve); and guest firmware gets a copy where it writes an address
+    /// to ASLS, so that the VMM has nothing to do with it (copy); it is not read (off).
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "serve",
+        hide_possible_values = true
+    )]
+    pub igd_opregion: OpRegionHow,
+
+    /// Intel graphics: the size of stolen memory that the guest reads in GMCH, in that register's coding (0 to 0x10
+    /// before generation 8, 0 to 0x40 since, 0xf0 to 0xfe since generation 9).
+    #[arg(long, value_name = "N", value_parser = parse_gms)]
+    pub igd_gms: Option<u8>,
+
     /// Put the GPU into this NVIDIA GPUDirect P2P clique (0 to 15): guest drivers then do peer-to-peer DMA between the
     /// GPUs of one clique. Only for GPUs that the host can connect (one root complex, no ACS redirection between them),
     /// and only for boards whose driver supports it: on GeForce boards peers read WRONG DATA without an error.
     #[arg(long, value_name = "N")]
     pub nvidia_gpudirect_clique: Option<Clique>,
+}
+
+/// `--igd-opregion`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OpRegionHow {
+    /// Not read.
+    Off,
+    /// A region for the client.
+    Serve,
+    /// And a copy for guest firmware.
+    Copy,
+}
+
+impl From<OpRegionHow> for OpRegionUse {
+    fn from(how: OpRegionHow) -> Self {
+        match how {
+            OpRegionHow::Off => Self::Off,
+            OpRegionHow::Serve => Self::Serve,
+            OpRegionHow::Copy => Self::Copy,
+        }
+    }
+}
+
+/// A file by the name of `off` can be had as `./off`.
+fn parse_rom(text: &str) -> Result<RomView, String> {
+    match text {
+        "" => Err("expected a file, or off".into()),
+        "off" => Ok(RomView::Off),
+        path => Ok(RomView::File(path.into())),
+    }
+}
+
+fn parse_gms(text: &str) -> Result<u8, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) if !digits.starts_with('+') => u8::from_str_radix(digits, 16),
+        None if !text.starts_with('+') => text.parse(),
+        _ => return Err("expected a number from 0 to 0xfe".into()),
+    };
+    match number {
+        Ok(gms) if gms < 0xff => Ok(gms),
+        _ => Err("expected a number from 0 to 0xfe".into()),
+    }
 }
 
 /// An option that is on or off.
@@ -63,6 +126,11 @@ impl ViewOptions {
                 class: self.pci_class,
             },
             ats: self.ats == Switch::On,
+            rom: self.rom.clone().unwrap_or_default(),
+            igd: IgdView {
+                opregion: self.igd_opregion.into(),
+                gms: self.igd_gms,
+            },
             nvidia_clique: self.nvidia_gpudirect_clique,
         }
     }

@@ -31,6 +31,8 @@ pub struct ConfigSpace {
     pub(super) places: Places,
     /// In front of a real device: which bits are its own. `None` when all are composed.
     pub(super) live: Option<Vec<u8>>,
+    /// Bytes of which a write never reaches the device: they are kept here alone.
+    pub(super) withheld: Vec<std::ops::Range<usize>>,
     /// What was wrong with the device's lists.
     pub(super) list_faults: [Option<ListFault>; 2],
 }
@@ -49,6 +51,7 @@ impl ConfigSpace {
             rom_size,
             places: Places::default(),
             live: None,
+            withheld: Vec::new(),
             list_faults: [None; 2],
         };
         space.find_places();
@@ -187,12 +190,12 @@ impl ConfigSpace {
         })
     }
 
-    /// Runs of bytes, within dwords, in which software can change something.
+    /// Runs of bytes, within dwords, in which software can change something that the device has too.
     #[must_use]
     pub fn written_by_software(&self) -> Vec<std::ops::Range<usize>> {
         let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
         for (at, rule) in self.rules.iter().enumerate() {
-            if rule.write == 0 {
+            if rule.write == 0 || self.is_withheld(at) {
                 continue;
             }
             match runs.last_mut() {
@@ -225,6 +228,10 @@ impl ConfigSpace {
     pub(super) fn flr_bits(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = u8> + '_ {
         let rules = self.rules.get(range).unwrap_or_default();
         rules.iter().map(|rule| rule.flr)
+    }
+
+    pub(super) fn rules_mut(&mut self) -> &mut Vec<ByteRule> {
+        &mut self.rules
     }
 
     /// Puts read-only bytes of our own at `offset`, whatever was there. What is outside is left out.
@@ -270,8 +277,11 @@ impl ConfigSpace {
         }
     }
 
-    /// A write to this byte is no concern of the device's: all of it is ours, and read-only.
+    /// A write to this byte is no concern of the device's: it exists here alone, or all of it is ours and read-only.
     pub(super) fn is_withheld(&self, index: usize) -> bool {
+        if self.withheld.iter().any(|range| range.contains(&index)) {
+            return true;
+        }
         let ours = self.live.as_ref().and_then(|live| live.get(index)) == Some(&0);
         // Registers that are followed go whole.
         let fixed = |rule: &ByteRule| {

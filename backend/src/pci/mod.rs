@@ -58,6 +58,7 @@ pub mod registers;
 pub mod rom;
 mod state;
 mod view;
+mod virtual_register;
 mod walk;
 
 pub use bar::{Bar, BarError, BarKind, BarOffset};
@@ -77,5 +78,5 @@ pub use policy::{Policy, PolicyError, Rule};
 pub use range::OutOfRange;
 pub use register_block::{Register, RegisterBlock};
 pub use state::{BarState, Command, Identity, MsiState, MsixState, PowerState, RomState};
-pub use view::{GuestView, ViewError};
+pub use view::{GuestView, RomView, ViewError};
 pub use walk::{Capabilities, ExtendedCapabilities};

@@ -2,9 +2,24 @@
 //! What the guest shall see of a device, as the operator said: applied to the composed config space once, when
 //! the function is made. Knows nothing of the command line's text beyond its numbers.
 
+use std::path::PathBuf;
+
 use super::clique::{Clique, CliqueError};
 use super::registers::PCI_CAP_ID_VNDR;
 use super::{ConfigSpace, IdentityOverrides, Policy, PolicyError};
+use crate::quirks::igd::IgdView;
+
+/// Where the expansion ROM comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RomView {
+    /// The device, if it has a sound one.
+    #[default]
+    Device,
+    /// This file.
+    File(PathBuf),
+    /// There is none.
+    Off,
+}
 
 /// The operator's choices. The default shows the device as it is, without what no guest should drive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +28,10 @@ pub struct GuestView {
     pub identity: IdentityOverrides,
     /// Show ATS, PRI and PASID.
     pub ats: bool,
+    /// What is shown of Intel graphics; applied by [`crate::quirks`].
+    pub igd: IgdView,
+    /// Where the expansion ROM comes from; seen to by [`crate::function`].
+    pub rom: RomView,
     /// The NVIDIA GPUDirect P2P clique that the GPU is in.
     pub nvidia_clique: Option<Clique>,
 }

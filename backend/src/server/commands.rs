@@ -15,7 +15,7 @@ use vfio_user_protocol::device::{
 use vfio_user_protocol::dma::{
     DmaMap, DmaUnmap, MAP_FILE_IO, MAP_MMAP, MAP_READ, MAP_WRITE, UNMAP_ALL,
 };
-use vfio_user_protocol::io_fds::IoFds;
+use vfio_user_protocol::io_fds::{IoFd, IoFds, SubRegion};
 use vfio_user_protocol::irq::{
     INFO_AUTOMASKED, INFO_EVENTFD, INFO_MASKABLE, INFO_NORESIZE, IrqInfo, SetIrqs,
 };
@@ -31,13 +31,16 @@ use super::channel::Channel;
 use super::irqs;
 use super::migration::{Granted, MigrationCommands};
 use super::refusal::Refusal;
-use super::session::{MAX_DATA, Negotiated, Session, capabilities};
+use super::session::{MAX_DATA, MAX_FDS, Negotiated, Session, capabilities};
 use super::twin::Twin;
 use crate::device::{ResetCause, region};
 use crate::interrupts::{self, INDEXES};
 use crate::memory::{Access, Backing, MapError, MapRequest};
 
 type Done = Result<(), Refusal>;
+
+/// `KVM_IOEVENTFD_FLAG_DATAMATCH`: only this value counts (linux/kvm.h).
+const IOEVENTFD_DATAMATCH: u32 = 1 << 0;
 
 impl Session {
     /// Carries out one request.
@@ -112,7 +115,7 @@ impl Session {
         self.migration = Some(MigrationCommands::new(function, granted, max_data));
         self.negotiated = Some(Negotiated {
             max_data,
-            takes_fds: offer.max_msg_fds != Some(0),
+            max_fds: usize::try_from(offer.max_msg_fds.unwrap_or(1)).unwrap_or(usize::MAX),
             irq_routes: answer.has_feature(extension::IRQ_ROUTES),
         });
         self.greet(agreed, &answer);
@@ -228,7 +231,7 @@ impl Session {
         let info = DeviceInfo {
             argsz: size_of_u32::<DeviceInfo>(),
             flags: DEVICE_PCI | reset,
-            num_regions: region::COUNT,
+            num_regions: self.function.region_count(),
             num_irqs: INDEXES,
         };
         self.reply.payload.extend_from_slice(info.as_bytes());
@@ -237,8 +240,13 @@ impl Session {
 
     fn region_info(&mut self, asked: &RegionInfo) -> Done {
         let index = asked.index;
-        check_region_index(index)?;
-        let found = self.function.region(index);
+        self.check_region_index(index)?;
+        let mut found = self.function.region(index);
+        if index == region::ROM {
+            // QEMU reads all of it in one message.
+            let max = self.negotiated.as_ref().map_or(0, |n| n.max_data);
+            found.size = found.size.min(max as u64);
+        }
         let mut info = RegionInfo {
             index,
             size: found.size,
@@ -247,8 +255,15 @@ impl Session {
         info.flags |= if found.readable { REGION_READ } else { 0 };
         info.flags |= if found.writable { REGION_WRITE } else { 0 };
         let mut capabilities = Vec::new();
-        let takes_fds = self.negotiated.as_ref().is_some_and(|n| n.takes_fds);
-        if takes_fds && let Some(mapping) = self.function.device().mapping(index)? {
+        if let Some(kind) = self.function.region_kind(index) {
+            capabilities.push(RegionCapability::Type {
+                region_type: kind.region_type,
+                subtype: kind.subtype,
+            });
+        }
+        if self.max_fds() > 0
+            && let Some(mapping) = self.function.mapping(index)?
+        {
             // In every reply, with and without capabilities: clients differ in which they look at.
             self.reply.fds.push(mapping.fd);
             info.flags |= REGION_MMAP;
@@ -265,12 +280,45 @@ impl Session {
         Ok(())
     }
 
+    /// Descriptors that a reply may have.
+    fn max_fds(&self) -> usize {
+        self.negotiated
+            .as_ref()
+            .map_or(0, |negotiated| negotiated.max_fds)
+            .min(MAX_FDS as usize)
+    }
+
+    fn check_region_index(&self, index: u32) -> Done {
+        if index >= self.function.region_count() {
+            return Err(bad("region index", index.into()));
+        }
+        Ok(())
+    }
+
     fn region_io_fds(&mut self, asked: &IoFds) -> Done {
-        check_region_index(asked.index)?;
+        self.check_region_index(asked.index)?;
         if self.function.region(asked.index).size == 0 {
             return Err(bad("io_fds.index", asked.index.into()));
         }
-        IoFds::encode(asked.index, &[], asked.argsz, &mut self.reply.payload);
+        let doorbells = self.function.doorbells(asked.index, self.max_fds())?;
+        let sub_regions: Vec<_> = (0..)
+            .zip(&doorbells)
+            .map(|(fd_index, (doorbell, _))| SubRegion {
+                offset: doorbell.offset,
+                size: doorbell.size.into(),
+                fd_index,
+                flags: IOEVENTFD_DATAMATCH,
+                kind: IoFd::IoEventFd {
+                    datamatch: doorbell.data,
+                },
+            })
+            .collect();
+        let payload = &mut self.reply.payload;
+        if IoFds::encode(asked.index, &sub_regions, asked.argsz, payload) {
+            self.reply
+                .fds
+                .extend(doorbells.into_iter().map(|(_, event)| event));
+        }
         Ok(())
     }
 
@@ -318,7 +366,7 @@ impl Session {
         if count > max {
             return Err(bad("region_read.count", access.count.into()));
         }
-        check_region_index(access.region)?;
+        self.check_region_index(access.region)?;
         self.function
             .read(access.region, access.offset, self.reply.data(count))?;
         self.reply.payload.extend_from_slice(access.as_bytes());
@@ -326,7 +374,7 @@ impl Session {
     }
 
     fn region_write(&mut self, access: &RegionAccess, data: &[u8]) -> Done {
-        check_region_index(access.region)?;
+        self.check_region_index(access.region)?;
         self.function.write(access.region, access.offset, data)?;
         self.reply.payload.extend_from_slice(access.as_bytes());
         Ok(())
@@ -337,7 +385,7 @@ impl Session {
             let bytes = write
                 .bytes()
                 .ok_or_else(|| bad("multi_write.count", write.count.into()))?;
-            check_region_index(write.region)?;
+            self.check_region_index(write.region)?;
             self.function.write(write.region, write.offset, bytes)?;
         }
         self.reply.payload.extend_from_slice(count.as_bytes());
@@ -347,13 +395,6 @@ impl Session {
 
 fn bad(field: &'static str, value: u64) -> Refusal {
     DecodeError::BadValue { field, value }.into()
-}
-
-fn check_region_index(index: u32) -> Done {
-    if index >= region::COUNT {
-        return Err(bad("region index", index.into()));
-    }
-    Ok(())
 }
 
 /// The size of a wire structure as its `argsz`.

@@ -142,8 +142,8 @@ impl Closer {
 pub(super) struct Negotiated {
     /// Bytes of data it takes in one message.
     pub(super) max_data: usize,
-    /// It takes descriptors at all.
-    pub(super) takes_fds: bool,
+    /// Descriptors that the client takes in one message.
+    pub(super) max_fds: usize,
     /// It takes interrupt routes.
     pub(super) irq_routes: bool,
 }

@@ -20,6 +20,7 @@ mod pci;
 mod places;
 mod privileges;
 mod probe;
+mod quirks;
 mod readme;
 mod routes;
 mod vmm;
@@ -55,6 +56,8 @@ pub fn check(name: &str) -> Option<fn() -> Outcome> {
         "owner-v1-faults" => gpu::owner_v1_faults,
         "owner-ctl" => gpu::owner_tool,
         "owner-devices" => access::all_devices,
+        "owner-igd" => quirks::igd,
+        "owner-mirror" => quirks::mirror,
         "owner-mdev" => access::mediated,
         "owner-not-mapped" => dma::not_mapped,
         "owner-config" => access::config_space,

@@ -107,6 +107,13 @@ boot! {
 }
 
 boot! {
+    /// What particular GPUs need.
+    quirks: owner();
+    "owner-igd" an_intel_gpu_s_regions_are_served_and_its_opregion_is_placed
+    "owner-mirror" a_bar_shows_the_composed_config_space_and_doorbells_go_to_the_kernel
+}
+
+boot! {
     /// Which pages a device wrote.
     dirty: owner();
     "owner-dirty" written_pages_are_those_that_the_iommu_can_tell

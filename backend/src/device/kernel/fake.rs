@@ -28,6 +28,8 @@ pub(crate) enum Asked {
     Reset,
     /// PCI_HOT_RESET with so many group descriptors.
     HotReset(u32),
+    /// IOEVENTFD: offset, size, data, and whether an eventfd is there.
+    IoEventFd(u64, u32, u64, bool),
     /// pwrite: region, offset, bytes.
     Write(u32, u64, Vec<u8>),
     /// DMA_LOGGING_START that was taken: page size, and ranges of address and bytes.
@@ -219,6 +221,18 @@ impl VfioFile for Fake {
                 let groups = word(argument, 2);
                 assert_eq!(argument.len(), 12 + 4 * groups as usize);
                 script.asked.push(Asked::HotReset(groups));
+            }
+            Request::IoEventFd => {
+                let [flags, low, high, data, data_high, fd] =
+                    [1, 2, 3, 4, 5, 6].map(|at| word(argument, at));
+                assert_eq!(argument.len(), 32);
+                let long = |low, high| u64::from(high) << 32 | u64::from(low);
+                script.asked.push(Asked::IoEventFd(
+                    long(low, high),
+                    flags,
+                    long(data, data_high),
+                    fd != u32::MAX,
+                ));
             }
             Request::Feature if script.logging.is_some() => return script.log_dma(argument),
             Request::Feature => {

@@ -50,6 +50,8 @@ pub enum Request {
     GetHotResetInfo,
     /// `VFIO_DEVICE_PCI_HOT_RESET`.
     HotReset,
+    /// `VFIO_DEVICE_IOEVENTFD`.
+    IoEventFd,
     /// `VFIO_DEVICE_FEATURE`, for features whose data holds no address and no new descriptor.
     Feature,
 }
@@ -65,6 +67,7 @@ impl Request {
                 Self::Reset => 11,
                 Self::GetHotResetInfo => 12,
                 Self::HotReset => 13,
+                Self::IoEventFd => 16,
                 Self::Feature => 17,
             }
     }

@@ -16,9 +16,7 @@ use vfio_bindings::bindings::vfio::{
 use vfio_user_protocol::device::RegionCapability;
 
 use super::vfio::{RegionDetail, Vfio};
-use crate::device::Area;
-
-const PAGE: u64 = 4096;
+use crate::device::{Area, cut};
 
 /// How mappable BARs reach the VMM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -100,7 +98,7 @@ pub(super) fn mappable_areas(detail: &RegionDetail, trapped: &[Range<u64>]) -> V
         RegionCapability::SparseMmap(areas) => Some(areas),
         _ => None,
     });
-    let mut parts: Vec<Range<u64>> = match sparse {
+    let parts: Vec<Range<u64>> = match sparse {
         Some(areas) => areas
             .iter()
             .filter_map(|area| Some(area.offset..area.offset.checked_add(area.size)?))
@@ -108,26 +106,7 @@ pub(super) fn mappable_areas(detail: &RegionDetail, trapped: &[Range<u64>]) -> V
             .collect(),
         None => std::iter::once(0..detail.size).collect(),
     };
-    parts.retain(|part| part.start.is_multiple_of(PAGE) && part.end.is_multiple_of(PAGE));
-    for hole in trapped {
-        let start = hole.start - hole.start % PAGE;
-        let end = hole.end.next_multiple_of(PAGE);
-        parts = parts
-            .into_iter()
-            .flat_map(|part| {
-                let before = part.start..part.end.min(start.max(part.start));
-                let after = part.start.max(end.min(part.end))..part.end;
-                [before, after]
-            })
-            .collect();
-    }
-    parts.retain(|part| part.start < part.end);
-    parts.sort_by_key(|part| part.start);
-    let areas = parts.into_iter().map(|part| Area {
-        offset: part.start,
-        size: part.end - part.start,
-    });
-    areas.collect()
+    cut(parts, trapped)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! | `logging.rs` | the same, as the device itself tells |
 //! | `handoff.rs` | which parts of BARs the client may map |
 //! | `reset.rs` | the ladder of resets |
+//! | `specific.rs` | device-specific regions, found by their type |
 //! | `migration.rs`, `migration_region.rs` | migration v2, and the region of v1 |
 //!
 //! Here: the device itself, as [`Device`]. Guest memory does not pass through it; the address space programs
@@ -35,6 +36,7 @@ mod migration_region;
 mod open;
 mod open_error;
 mod reset;
+mod specific;
 mod sysfs;
 mod tracking;
 mod translators;
@@ -43,10 +45,11 @@ mod vfio;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use log::{info, warn};
 use rustix::io::Errno;
@@ -61,6 +64,7 @@ use crate::pci::registers::{
     PCI_STD_HEADER_SIZEOF,
 };
 use crate::pci::{ConfigSpace, DeviceSizes, OverlayError};
+use crate::quirks::Doorbell;
 pub use file::{DataFile, KernelFile, Request, VfioFile};
 pub use handoff::BarHandoff;
 use handoff::{Handed, hand_over};
@@ -72,6 +76,7 @@ pub use open::{Companion, Opened, VfToken, adopt, open};
 pub use open_error::OpenError;
 pub use reset::Group;
 use reset::Ladder;
+use specific::Specific;
 pub use sysfs::{Member, Roots};
 use vfio::{RegionDetail, Vfio};
 
@@ -134,7 +139,9 @@ pub struct KernelDevice {
     regions: Vec<RegionDetail>,
     config: ConfigSpace,
     irqs: Irqs,
-    handed: Vec<Option<Handed>>,
+    /// By BAR; changes once, when quirks are known.
+    handed: RwLock<Vec<Option<Handed>>>,
+    specific: Vec<Specific>,
     ladder: Ladder,
     migration: Migration,
     logging: Option<Arc<DeviceLogging>>,
@@ -171,8 +178,11 @@ impl KernelDevice {
         let config = ConfigSpace::from_device(&bytes, &sizes(&regions))?;
         let migration = Migration::find(&vfio, info.regions, &driver);
         let function = info.reset || migration.driver.is_some();
-        let ladder = Ladder::new(&vfio, function, &bytes, group.as_ref());
+        let bar5 = regions.get(region::BAR5 as usize);
+        let bar5 = bar5.cloned().unwrap_or_default();
+        let ladder = Ladder::new(&vfio, function, &bytes, &bar5, group.as_ref());
         let handed = hand_bars_over(&vfio, handoff, &regions, &config)?;
+        let specific = specific::find(&vfio, info.regions);
         let irqs = Irqs::new(vfio.clone()).map_err(KernelError::request("Interrupts"))?;
         let logging = DeviceLogging::probe(&vfio).map(Arc::new);
         let mut device = Self {
@@ -184,7 +194,8 @@ impl KernelDevice {
             regions,
             config,
             irqs,
-            handed,
+            handed: RwLock::new(handed),
+            specific,
             ladder,
             migration,
             logging,
@@ -201,7 +212,7 @@ impl KernelDevice {
 
     /// What an operator should know once.
     fn announce(&self, handoff: BarHandoff) {
-        let mapped = self.handed.iter().flatten().count();
+        let mapped = self.mapped_bars();
         match handoff {
             BarHandoff::Auto if mapped == 0 => info!(
                 "BARs are trapped: this kernel cannot map a dma-buf of a BAR. --bar-handoff device-fd is \
@@ -218,6 +229,14 @@ impl KernelDevice {
                 "Nothing can reset this device: what one client leaves in it, the next one finds"
             );
         }
+    }
+
+    fn handed(&self) -> RwLockReadGuard<'_, Vec<Option<Handed>>> {
+        self.handed.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mapped_bars(&self) -> usize {
+        self.handed().iter().flatten().count()
     }
 
     fn detail(&self, index: u32) -> Option<&RegionDetail> {
@@ -354,7 +373,7 @@ impl Device for KernelDevice {
     }
 
     fn description(&self) -> Vec<(&'static str, String)> {
-        let mapped = self.handed.iter().flatten().count();
+        let mapped = self.mapped_bars();
         let handed_over = match (mapped, self.handoff) {
             (0, policy) => format!("{policy}: BARs are trapped"),
             (count, policy) => format!("{policy}: {count} BARs are mapped"),
@@ -425,7 +444,8 @@ impl Device for KernelDevice {
     }
 
     fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
-        let Some(handed) = self.handed.get(index as usize).and_then(Option::as_ref) else {
+        let handed = self.handed();
+        let Some(handed) = handed.get(index as usize).and_then(Option::as_ref) else {
             return Ok(None);
         };
         let fd = handed.fd.as_ref().map_or(self.vfio.fd(), AsFd::as_fd);
@@ -436,8 +456,48 @@ impl Device for KernelDevice {
         Ok(Some(Mapping {
             fd,
             offset: handed.offset,
-            areas: handed.areas.as_deref(),
+            areas: handed.areas.clone().map(Cow::Owned),
         }))
+    }
+
+    /// A dma-buf is made anew, so that nothing of the trapped pages is in it.
+    fn trap(&self, region: u32, parts: &[Range<u64>]) {
+        let mut handed = self.handed.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = handed.get_mut(region as usize);
+        let (Some(slot), Some(detail)) = (slot, self.detail(region)) else {
+            return;
+        };
+        if slot.take().is_some() {
+            let mut trapped = msix_windows(&self.config, region);
+            trapped.extend_from_slice(parts);
+            *slot = hand_over(&self.vfio, self.handoff, region, detail, &trapped);
+        }
+    }
+
+    fn specific(
+        &self,
+        region_type: u32,
+        subtype: u32,
+        largest: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        specific::read(&self.vfio, &self.specific, (region_type, subtype), largest)
+    }
+
+    fn set_doorbell(
+        &self,
+        doorbell: &Doorbell,
+        eventfd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        let Doorbell {
+            region,
+            offset,
+            size,
+            data,
+        } = *doorbell;
+        let place = self.place(region, offset, size.into(), VFIO_REGION_INFO_FLAG_WRITE)?;
+        self.vfio
+            .set_ioeventfd(place, (size, data), eventfd)
+            .map_err(io_error("VFIO_DEVICE_IOEVENTFD"))
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {

@@ -4,18 +4,21 @@
 //! 1. `VFIO_DEVICE_RESET` (function level, or what the kernel finds), unless all that stands behind it is
 //!    a power cycle of the function, which forgets less;
 //! 2. a hot reset of the bus, when every function it hits is ours;
+//!    (where the kernel has neither, AMD's Bonaire and Hawaii come first, with a reset of their own);
 //! 3. the function's way through D3hot, when that loses its state (No_Soft_Reset is 0).
 //!
 //! A reset must end a migration too, and the interface of migration knows one that does, `VFIO_DEVICE_RESET`:
 //! it is tried on devices that migrate even where the driver does not announce it (mtty). One after which the
 //! device is not running has not held.
 
+mod radeon;
+
 use std::os::fd::{AsFd, OwnedFd};
 
 use log::debug;
 use rustix::io::Errno;
 
-use super::vfio::Vfio;
+use super::vfio::{RegionDetail, Vfio};
 use crate::pci::Capabilities;
 use crate::pci::registers::{
     PCI_AF_CAP, PCI_AF_CAP_FLR, PCI_CAP_ID_AF, PCI_CAP_ID_EXP, PCI_CAP_ID_PM, PCI_EXP_DEVCAP,
@@ -32,6 +35,8 @@ pub(super) enum Rung {
     Function,
     /// `VFIO_DEVICE_PCI_HOT_RESET`.
     Hot,
+    /// That of a chip which no bus resets; where BAR5 is in the descriptor.
+    Radeon(u64),
     /// D3hot and back, by the PMCSR at this config offset.
     Power(u16),
 }
@@ -53,8 +58,14 @@ pub(super) struct Ladder {
 
 impl Ladder {
     /// Finds out what there is. `function` is whether `VFIO_DEVICE_RESET` is worth trying; `config` is the
-    /// device's config space, not trusted.
-    pub(super) fn new(vfio: &Vfio, function: bool, config: &[u8], group: Option<&Group>) -> Self {
+    /// device's config space, not trusted; `bar5` may hold a chip's own reset.
+    pub(super) fn new(
+        vfio: &Vfio,
+        function: bool,
+        config: &[u8],
+        bar5: &RegionDetail,
+        group: Option<&Group>,
+    ) -> Self {
         let hot = match vfio.hot_reset_info() {
             Ok(info) => {
                 debug!("A hot reset would hit {:?}", info.dependents);
@@ -64,6 +75,9 @@ impl Ladder {
         };
         let power = power_reset(config);
         let mut rungs = Vec::new();
+        if !function && radeon::is_one(config, bar5) {
+            rungs.push(Rung::Radeon(bar5.offset));
+        }
         // Nothing but a power cycle may stand behind VFIO_DEVICE_RESET then.
         let weak = power.is_some() && !has_flr(config);
         if function && !weak {
@@ -99,6 +113,11 @@ impl Ladder {
                     let groups: Vec<_> = group.iter().map(|group| group.fd.as_fd()).collect();
                     retried(|| vfio.hot_reset(&groups))
                 }
+                Rung::Radeon(bar5) => radeon::reset(&mut radeon::ByVfio {
+                    vfio,
+                    bar5,
+                    config: &mut config,
+                }),
                 Rung::Power(at) => config(at.into(), &[3]).and_then(|()| config(at.into(), &[0])),
             };
             match done.and_then(|()| check()) {
@@ -197,7 +216,7 @@ mod tests {
             ..Script::default()
         }));
         let vfio = Vfio::new(Arc::clone(&fake) as _);
-        let ladder = Ladder::new(&vfio, function, config, group);
+        let ladder = Ladder::new(&vfio, function, config, &RegionDetail::default(), group);
         (fake, vfio, ladder)
     }
 
@@ -296,6 +315,34 @@ mod tests {
             .reset(&vfio, Some(&ours), |_, _| Ok(()), runs)
             .unwrap();
         assert_eq!(fake.take_asked(), [Asked::Reset], "tried again");
+    }
+
+    #[test]
+    fn a_chip_that_no_bus_resets() {
+        let mut config = config(false, false);
+        config[..4].copy_from_slice(&[0x02, 0x10, 0xb0, 0x67]);
+        let script = Script {
+            regions: [(5, (3, vec![0; 0x8000], vec![]))].into(),
+            ..Script::default()
+        };
+        let fake = Arc::new(Fake::new(script));
+        let vfio = Vfio::new(Arc::clone(&fake) as _);
+        let bar5 = vfio.region(5).unwrap();
+        let new = |function| Ladder::new(&vfio, function, &config, &bar5, None).rungs;
+        assert_eq!(new(true), [Rung::Function], "the kernel knows better");
+        assert_eq!(new(false), [Rung::Radeon(5 << 40)]);
+        // This one's controller does not run.
+        let ladder = Ladder::new(&vfio, false, &config, &bar5, None);
+        let mut written = Vec::new();
+        let config = |at: u64, data: &[u8]| {
+            written.push((at, data.to_vec()));
+            Ok(())
+        };
+        let done = ladder.reset(&vfio, None, config, || Ok(()));
+        assert_eq!(done, Err(Errno::INVAL));
+        assert_eq!(written, [(4, vec![2, 0]), (4, vec![0, 0])]);
+        let index = |at: u32| Asked::Write(5, 0x200, at.to_le_bytes().to_vec());
+        assert_eq!(fake.take_asked(), [index(0x8000_0004), index(0x8000_0370)]);
     }
 
     #[test]

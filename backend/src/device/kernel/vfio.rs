@@ -260,6 +260,22 @@ impl Vfio {
         self.file.is_mappable(exported.as_fd()).then_some(exported)
     }
 
+    /// IOEVENTFD: `data` of `size` bytes is written at an offset of the descriptor whenever the eventfd is
+    /// signalled; without one, no longer.
+    pub(super) fn set_ioeventfd(
+        &self,
+        offset: u64,
+        (size, data): (u8, u64),
+        eventfd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Errno> {
+        let fd = eventfd.map_or(-1, |fd| fd.as_raw_fd());
+        // The size is its own flag.
+        let mut argument = [0, u32::from(size)].as_bytes().to_vec();
+        argument.extend_from_slice([offset, data].as_bytes());
+        argument.extend_from_slice([fd, 0].as_bytes());
+        self.file.ioctl(Request::IoEventFd, &mut argument).map(drop)
+    }
+
     /// The flags of FEATURE_MIGRATION; ENOTTY where the driver does not migrate.
     pub(super) fn migration_flags(&self) -> Result<u64, Errno> {
         self.get_u64(VFIO_DEVICE_FEATURE_MIGRATION)

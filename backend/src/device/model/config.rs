@@ -42,14 +42,14 @@ pub fn config_space(vram_size: u64) -> ConfigSpaceBuilder {
     }
 }
 
-const MSI: Msi = Msi {
+pub(super) const MSI: Msi = Msi {
     // Fits: there are 8.
     vectors: registers::VECTORS.to_le_bytes()[0],
     address_64bit: true,
     per_vector_masking: true,
 };
 
-const MSIX: MsiX = MsiX {
+pub(super) const MSIX: MsiX = MsiX {
     vectors: registers::VECTORS,
     table: BarOffset {
         bar: bar(ENGINE_REGION),
@@ -68,8 +68,8 @@ const fn bar(region: u32) -> u8 {
 
 /// The contents of the ROM region: one image that does nothing, padded to the size of the BAR.
 #[must_use]
-pub fn rom() -> Vec<u8> {
-    let mut image = rom::build(&IDENTITY);
+pub fn rom(identity: &Identity) -> Vec<u8> {
+    let mut image = rom::build(identity);
     let size = rom::bar_size(image.len()).and_then(|size| usize::try_from(size).ok());
     image.resize(size.unwrap_or(image.len()), 0);
     image
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_rom_is_valid_and_fills_its_bar() {
-        let bytes = rom();
+        let bytes = rom(&IDENTITY);
         assert_eq!(bytes.len(), 0x800);
         let images = rom::validate(&bytes).unwrap();
         assert_eq!(images.len(), 1);

@@ -9,8 +9,9 @@
 //! | ROM | `config.rs` | an image that does nothing |
 //!
 //! `command.rs` is what the engine can do, `engine.rs` its thread, `config.rs` what it shows of itself in
-//! config space, `dump/` a device of another's config space, `options.rs` what can be chosen on the command line, `faults.rs` what can be made to go wrong,
-//! `dirt.rs` one of those, `migration/` how its state is saved and loaded. The config space itself, and the MSI-X table in BAR4, are
+//! config space, `igd.rs` its place as Intel graphics, `dump/` a device of another's config space, `options.rs`
+//! what can be chosen on the command line, `faults.rs` what can be made to go wrong, `dirt.rs` one of those,
+//! `migration/` how its state is saved and loaded. The config space itself, and the MSI-X table in BAR4, are
 //! served in front of the device.
 
 pub mod bochs;
@@ -21,6 +22,7 @@ pub mod dump;
 pub mod edid;
 mod engine;
 mod faults;
+mod igd;
 mod migration;
 mod options;
 pub mod registers;
@@ -43,6 +45,7 @@ use bochs::Display;
 use dirt::Dirt;
 use engine::Engine;
 pub use faults::{FAULTS, Faults, FaultsError};
+use igd::Igd;
 pub use migration::Migration;
 use migration::Parts;
 pub use options::{ModelOptions, OptionsError};
@@ -64,6 +67,9 @@ pub enum ModelError {
     /// Its config space cannot be composed.
     #[error("Config space of the model GPU")]
     Config(#[from] BuildError),
+    /// The file with its OpRegion cannot be read.
+    #[error("OpRegion of the model GPU")]
+    OpRegion(#[source] io::Error),
     /// A thread of it cannot be had.
     #[error("Thread of the model GPU")]
     Thread(#[source] io::Error),
@@ -81,6 +87,7 @@ pub struct ModelGpu {
     _dirt: Option<Dirt>,
     config: ConfigSpace,
     rom: Vec<u8>,
+    igd: Option<Igd>,
 }
 
 impl ModelGpu {
@@ -93,6 +100,12 @@ impl ModelGpu {
             Some(path) => Vram::named(path, options.vram_size)?,
             None => Vram::anonymous(options.vram_size)?,
         });
+        let igd = options.igd.as_deref().map(Igd::open).transpose();
+        let igd = igd.map_err(ModelError::OpRegion)?;
+        let config = match igd {
+            Some(_) => igd::config_space(vram.size())?,
+            None => config::config_space(vram.size()).build()?,
+        };
         let vectors = u32::from(registers::VECTORS);
         let lines = Lines::new([1, vectors, vectors, 1, 1]);
         let engine = Engine::new(Arc::clone(&vram), memory, Arc::clone(&lines));
@@ -113,8 +126,9 @@ impl ModelGpu {
             migration: Migration::new(parts, options.faults.clone()),
             display,
             engine,
-            config: config::config_space(vram.size()).build()?,
-            rom: config::rom(),
+            rom: config::rom(&config.identity()),
+            config,
+            igd,
             vram,
             lines,
         })
@@ -202,6 +216,18 @@ impl Device for ModelGpu {
             offset: 0,
             areas: None,
         }))
+    }
+
+    fn specific(
+        &self,
+        region_type: u32,
+        subtype: u32,
+        largest: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        match &self.igd {
+            Some(igd) => igd.specific((region_type, subtype), largest),
+            None => Ok(None),
+        }
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can be chosen of the model GPU on the command line: `--model[=vram=SIZE,vram-file=PATH,config=FILE,faults=LIST]`.
-//! `faults.rs` knows the faults.
+//! What can be chosen of the model GPU on the command line:
+//! `--model[=vram=SIZE,vram-file=PATH,config=FILE,igd=PATH,faults=LIST]`. `faults.rs` knows the faults.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -18,6 +18,8 @@ pub struct ModelOptions {
     pub vram_size: u64,
     /// The file to keep VRAM in; `None` for memory without a name. A comma cannot be part of it.
     pub vram_file: Option<PathBuf>,
+    /// The file with its OpRegion, if it is to stand in the place of Intel graphics.
+    pub igd: Option<PathBuf>,
     /// The file with the config space to serve instead of the software GPU's own (`dump/text.rs`).
     pub config: Option<PathBuf>,
     /// What goes wrong when it migrates.
@@ -29,6 +31,7 @@ impl Default for ModelOptions {
         Self {
             vram_size: vram::DEFAULT_SIZE,
             vram_file: None,
+            igd: None,
             config: None,
             faults: Faults::default(),
         }
@@ -64,9 +67,10 @@ impl FromStr for ModelOptions {
     /// Parses `key=value,...`; the empty text gives the defaults.
     fn from_str(text: &str) -> Result<Self, OptionsError> {
         let (mut size, mut file, mut config, mut faults) = (None, None, None, None);
+        let mut igd = None;
         for part in text.split(',').filter(|_| !text.is_empty()) {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            if !["vram", "vram-file", "config", "faults"].contains(&key) {
+            if !["vram", "vram-file", "config", "faults", "igd"].contains(&key) {
                 return Err(OptionsError::UnknownKey(key.to_owned()));
             }
             if value.is_empty() {
@@ -74,6 +78,7 @@ impl FromStr for ModelOptions {
             }
             let earlier = match key {
                 "vram" => size.replace(parse_size(value)?).is_some(),
+                "igd" => igd.replace(PathBuf::from(value)).is_some(),
                 "config" => config.replace(PathBuf::from(value)).is_some(),
                 "faults" => faults.replace(value.parse()?).is_some(),
                 _ => file.replace(PathBuf::from(value)).is_some(),
@@ -92,6 +97,7 @@ impl FromStr for ModelOptions {
         Ok(Self {
             vram_size: size.unwrap_or(vram::DEFAULT_SIZE),
             vram_file: file,
+            igd,
             config,
             faults: faults.unwrap_or_default(),
         })

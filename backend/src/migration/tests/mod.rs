@@ -404,6 +404,7 @@ fn small() -> Vec<u8> {
     front.state = GuestState {
         config: vec![7; 256],
         msix_table: Vec::new(),
+        ..GuestState::default()
     };
     front
         .device

@@ -269,6 +269,7 @@ impl Front {
             state: GuestState {
                 config: vec![0xc0; 256],
                 msix_table: vec![1; 16],
+                ..GuestState::default()
             },
             loaded: Mutex::new(None),
             refuses: false,

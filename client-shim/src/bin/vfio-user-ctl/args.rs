@@ -26,6 +26,7 @@ Examples:
   vfio-user-ctl demo
   vfio-user-ctl info /run/gpu0.sock
   vfio-user-ctl info --json /run/gpu0.sock | jq .regions
+  vfio-user-ctl info --dump opregion opregion.bin /run/gpu0.sock
   vfio-user-ctl bench --samples 100000 /run/gpu0.sock
   vfio-user-ctl migrate --from /run/gpu0.sock --to /run/gpu1.sock --bandwidth 10Gbit
   vfio-user-ctl save --live /run/gpu0.sock | ssh host vfio-user-ctl load /run/gpu0.sock")]
@@ -38,7 +39,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Show a device: identity, BARs, capabilities, regions, interrupts, in the manner of lspci -vv.
-    Info(Target),
+    Info(Info),
     /// Migrate a device from one server to another, live.
     ///
     /// This tool is the client of both; no VMM is attached to either meanwhile. Only the device moves: its memory and
@@ -52,6 +53,19 @@ pub enum Action {
     Demo(Demo),
     /// Measure round trips: 4-byte accesses of config space, DMA_MAP with DMA_UNMAP.
     Bench(Bench),
+}
+
+/// Options of `info`.
+#[derive(Debug, Group)]
+pub struct Info {
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Write what a device-specific region holds to a file, too: opregion,
+    /// host-bridge or lpc-bridge of Intel graphics. QEMU takes the first with -fw_cfg
+    /// name=etc/igd-opregion,file=FILE.
+    #[arg(long, num_args = 2, value_names = ["REGION", "FILE"])]
+    pub dump: Option<Vec<String>>,
 }
 
 /// A server to attach to.

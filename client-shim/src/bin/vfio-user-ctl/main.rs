@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Err(error) => return report::refuse_arguments(&error),
     };
     let result = match &args.action {
-        Action::Info(target) => info::run(target),
+        Action::Info(options) => info::run(options),
         Action::Demo(options) => return demo::run(options),
         Action::Bench(options) => bench::run(options),
         Action::Migrate(options) => return migrate::run(options),

@@ -8,6 +8,7 @@
 //! | the largest prefetchable memory BAR | a memfd that the client maps, as VRAM is (1 MiB to 16 GiB) |
 //! | other BARs | plain memory, trapped |
 //! | ROM | an image that does nothing, with the device's ids |
+//! | device-specific regions | those of Intel graphics, with `igd=FILE` |
 //! | interrupts | as many as the capabilities say; they come only when a client triggers them |
 
 mod hardware;
@@ -22,6 +23,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::igd::Igd;
 use super::vram::{self, Vram, VramError};
 use super::{ModelOptions, vram_lost};
 use crate::device::{Device, Error, Mapping, Region, ResetCause, region};
@@ -45,6 +47,9 @@ pub enum DumpedError {
     /// No ordinary function has this config space.
     #[error("Config space file {}", .0.display())]
     Config(PathBuf, #[source] OverlayError),
+    /// The file with its OpRegion cannot be read.
+    #[error("OpRegion of the device")]
+    OpRegion(#[source] io::Error),
     /// The memory of its large BAR cannot be had.
     #[error(transparent)]
     Vram(#[from] VramError),
@@ -62,6 +67,7 @@ pub struct DumpedGpu {
     rom: Vec<u8>,
     lines: Arc<Lines>,
     irqs: [IrqInfo; 5],
+    igd: Option<Igd>,
 }
 
 impl DumpedGpu {
@@ -72,10 +78,13 @@ impl DumpedGpu {
     pub fn open(path: &Path, options: &ModelOptions) -> Result<Self, DumpedError> {
         let file = read(path).map_err(|error| DumpedError::File(path.to_owned(), error))?;
         let dump = Dump::parse(&file).map_err(|error| DumpedError::Dump(path.to_owned(), error))?;
-        Self::new(&dump, options).map_err(|error| match error {
+        let mut device = Self::new(&dump, options).map_err(|error| match error {
             NewError::Config(error) => DumpedError::Config(path.to_owned(), error),
             NewError::Vram(error) => error.into(),
-        })
+        })?;
+        let igd = options.igd.as_deref().map(Igd::open).transpose();
+        device.igd = igd.map_err(DumpedError::OpRegion)?;
+        Ok(device)
     }
 
     fn new(dump: &Dump, options: &ModelOptions) -> Result<Self, NewError> {
@@ -110,6 +119,7 @@ impl DumpedGpu {
             rom,
             lines: Lines::new(irqs.map(|info| info.count)),
             irqs,
+            igd: None,
         };
         // The guest finds the device as power-on leaves it, not as a driver had it.
         let mut bytes = vec![0; dump.bytes.len()];
@@ -255,6 +265,18 @@ impl Device for DumpedGpu {
             offset: 0,
             areas: None,
         }))
+    }
+
+    fn specific(
+        &self,
+        region_type: u32,
+        subtype: u32,
+        largest: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        match &self.igd {
+            Some(igd) => igd.specific((region_type, subtype), largest),
+            None => Ok(None),
+        }
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {

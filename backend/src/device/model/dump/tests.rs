@@ -90,7 +90,7 @@ fn bars_are_memory() {
     let function = function();
     let mut data = [0; 4];
     function.write(region::CONFIG, 4, &[3]).unwrap();
-    for (bar, at) in [(0, 0x88000), (1, 0xff_fffc), (5, 0x7c)] {
+    for (bar, at) in [(0, 0x9_0000), (1, 0xff_fffc), (5, 0x7c)] {
         function.write(bar, at, &[1, 2, 3, 4]).unwrap();
         function.read(bar, at, &mut data).unwrap();
         assert_eq!(data, [1, 2, 3, 4], "BAR {bar}");
@@ -102,7 +102,7 @@ fn bars_are_memory() {
     assert_eq!(data, [1, 0, 0, 0], "vector 0 is masked");
     function.reset(ResetCause::Client).unwrap();
     function.write(region::CONFIG, 4, &[3]).unwrap();
-    for (bar, at) in [(0, 0x88000), (1, 0xff_fffc), (5, 0x7c)] {
+    for (bar, at) in [(0, 0x9_0000), (1, 0xff_fffc), (5, 0x7c)] {
         function.read(bar, at, &mut data).unwrap();
         assert_eq!(data, [0; 4], "BAR {bar}");
     }

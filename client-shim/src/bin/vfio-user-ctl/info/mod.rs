@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `info`: what a server says of its device.
 //!
-//! This file gathers; `text` and `json` print the same facts.
+//! This file gathers; `text` and `json` print the same facts. `specific` knows device-specific regions by their
+//! type.
 
 mod json;
+mod specific;
 mod text;
 
 use vfio_user_client::protocol::device::{DEVICE_PCI, DEVICE_RESET, RegionCapability, SparseArea};
@@ -12,7 +14,7 @@ use vfio_user_client::protocol::irq::{
 };
 use vfio_user_client::{Client, Error, Negotiated, RegionInfo};
 
-use crate::args::Target;
+use crate::args::Info;
 use crate::pci::{self, Capability, ConfigSpace, Header, region};
 use crate::report::Failure;
 
@@ -75,9 +77,15 @@ struct Pci {
 }
 
 /// Attaches, looks, and says what it saw.
-pub fn run(target: &Target) -> Result<String, Failure> {
+pub fn run(options: &Info) -> Result<String, Failure> {
+    let Info { target, dump } = options;
+    // What is misspelt is told before anybody is disturbed.
+    let dump = dump.as_deref().map(specific::Dump::parse).transpose()?;
     let client = target.connect()?;
     let report = gather(&client)?;
+    if let Some(dump) = dump {
+        dump.write(&client)?;
+    }
     if target.json {
         return Ok(crate::report::json(&json::render(&report)));
     }
@@ -129,6 +137,9 @@ fn gather_region(client: &Client, index: u32, is_pci: bool) -> Result<Region, Er
             region.writable = info.writable;
             region.mappable = info.mappable_areas();
             region.notes = notes(&info);
+            if let Some(known) = specific::name(&info) {
+                region.name = known.to_owned();
+            }
         }
         Err(error @ Error::Peer { .. }) => region.refused = Some(error.to_string()),
         Err(error) => return Err(error),

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Which quirks a board has, and who answers where. No device is needed for that.
+
+use super::*;
+
+fn traits(vendor: u16, class: u32) -> Traits {
+    let ids = Identity {
+        vendor_id: vendor,
+        device_id: 0x1234,
+        class_code: class,
+        ..Identity::default()
+    };
+    Traits {
+        own: ids,
+        shown: ids,
+        sizes: [
+            16 << 20,
+            256 << 20,
+            32 << 20,
+            0,
+            0x100,
+            0x80,
+            0,
+            0,
+            0xc_0000,
+        ],
+        wide: [false, true, true, false, false, false],
+        io: [false, false, false, false, true, true],
+        config_size: 4096,
+        msi: Some(0x68),
+    }
+}
+
+fn names(traits: &Traits) -> Vec<&'static str> {
+    Quirks::find(traits, Vec::new()).names().collect()
+}
+
+fn read(quirks: &mut Quirks, region: u32, offset: u64, length: usize) -> (usize, Option<Handled>) {
+    let (length, owner) = quirks.at(region, offset, length);
+    let place = Place { region, offset };
+    let quirk = owner.and_then(|owner| quirks.get(owner));
+    (length, quirk.map(|quirk| quirk.read(place, length)))
+}
+
+fn write(quirks: &mut Quirks, region: u32, offset: u64, data: &[u8]) -> Option<Handled> {
+    let (length, owner) = quirks.at(region, offset, data.len());
+    assert_eq!(length, data.len(), "one answer for all of it");
+    let place = Place { region, offset };
+    let quirk = owner.and_then(|owner| quirks.get(owner));
+    quirk.map(|quirk| quirk.write(place, data))
+}
+
+#[test]
+fn who_has_which() {
+    let vga = traits(VENDOR_NVIDIA, 0x03_0000);
+    assert_eq!(
+        names(&vga),
+        [
+            "nvidia-bar0-88000",
+            "nvidia-bar0-1800",
+            "nvidia-bar5",
+            "nvidia-vga-3d0"
+        ]
+    );
+    assert!(
+        names(&traits(VENDOR_NVIDIA, 0x03_0200)).is_empty(),
+        "a 3D controller"
+    );
+    assert!(names(&traits(VENDOR_INTEL, 0x03_0000)).is_empty());
+    let mut disguised = traits(VENDOR_NVIDIA, 0x03_0000);
+    disguised.shown.vendor_id = 0x1234;
+    assert_eq!(names(&disguised).len(), 4, "the hardware is what it is");
+
+    let mut amd = traits(VENDOR_AMD, 0x03_0000);
+    assert_eq!(
+        names(&amd),
+        ["amd-bar4", "amd-vga-3c3"],
+        "registers in BAR5"
+    );
+    amd.sizes[5] = 0;
+    assert_eq!(names(&amd), ["amd-bar4", "amd-vga-3c3", "amd-bar2-4000"]);
+    amd.sizes[8] = 0;
+    assert!(names(&amd).is_empty(), "without the VGA ranges");
+}
+
+#[test]
+fn an_access_is_divided_at_the_windows() {
+    let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    assert_eq!(quirks.at(0, 0x1_7ffe, 4), (4, None));
+    assert_eq!(quirks.at(0, 0x8_7ffe, 4), (2, None));
+    assert_eq!(quirks.at(0, 0x17fc, 0x1000), (4, None));
+    assert_eq!(
+        read(&mut quirks, 0, 0x8_8ffe, 4),
+        (2, Some(Handled::ConfigAndDevice(0xffe)))
+    );
+    assert_eq!(quirks.at(0, 0x8_9000, 4), (4, None));
+    assert_eq!(
+        read(&mut quirks, 0, 0x1804, 4),
+        (4, Some(Handled::ConfigAndDevice(4)))
+    );
+    assert_eq!(quirks.at(0, 0x1900, 8), (8, None));
+    for region in [1, 6, 7, 9, u32::MAX] {
+        assert_eq!(quirks.at(region, 0x8_8000, 4), (4, None));
+    }
+    let trapped: Vec<_> = quirks.trapped(0).collect();
+    assert_eq!(trapped, [0x1800..0x1900, 0x8_8000..0x8_9000]);
+}
+
+#[test]
+fn windows_end_where_their_region_and_config_space_end() {
+    let mut small = traits(VENDOR_NVIDIA, 0x03_0000);
+    small.config_size = 256;
+    small.sizes[0] = 0x8_8010;
+    let quirks = Quirks::find(&small, Vec::new());
+    let trapped: Vec<_> = quirks.trapped(0).collect();
+    assert_eq!(trapped, [0x1800..0x1900, 0x8_8000..0x8_8010]);
+    small.sizes[0] = 0x1000;
+    assert_eq!(Quirks::find(&small, Vec::new()).trapped(0).count(), 0);
+}
+
+#[test]
+fn the_acknowledge_of_an_msi_reaches_the_hardware() {
+    let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    let at = 0x8_8068;
+    for (offset, data, both) in [
+        (at, &[5, 0][..], true),
+        (at, &[5], true),
+        (at + 1, &[0], true),
+        (at, &[5, 0, 0x81, 0], false),
+        (at + 2, &[0x81, 0], false),
+        (at - 1, &[0], false),
+    ] {
+        let config = offset - 0x8_8000;
+        let expected = if both {
+            Handled::ConfigAndDevice(config)
+        } else {
+            Handled::Config(config)
+        };
+        assert_eq!(
+            write(&mut quirks, 0, offset, data),
+            Some(expected),
+            "{offset:#x}"
+        );
+    }
+}
+
+#[test]
+fn doorbells_are_what_is_known_and_what_is_repeated() {
+    let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    let known = Doorbell {
+        region: 0,
+        offset: 0x8_8704,
+        size: 4,
+        data: 0,
+    };
+    assert_eq!(quirks.doorbells(), [known]);
+    for _ in 0..10 {
+        write(&mut quirks, 0, 0x8_8704, &[0; 4]);
+        write(&mut quirks, 0, 0x8_8604, &[1, 0]);
+        write(&mut quirks, 0, 0x8_8004, &[6, 0]);
+        write(&mut quirks, 0, 0x8_8700, &[0; 3]);
+    }
+    let repeated = Doorbell {
+        offset: 0x8_8604,
+        size: 2,
+        data: 1,
+        ..known
+    };
+    assert_eq!(quirks.doorbells(), [known, repeated]);
+    quirks.reset();
+    assert_eq!(quirks.doorbells(), [known]);
+}
+
+#[test]
+fn the_ports_of_bar5_open_with_both_switches() {
+    let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    let word = |value: u32| value.to_le_bytes();
+    let data = |quirks: &mut Quirks| read(quirks, 5, 0xc, 4).1.unwrap();
+    write(&mut quirks, 5, 8, &word(0x8_8034));
+    assert_eq!(data(&mut quirks), Handled::Device);
+    write(&mut quirks, 5, 0, &word(1));
+    assert_eq!(data(&mut quirks), Handled::Device);
+    write(&mut quirks, 5, 4, &word(1));
+    assert_eq!(data(&mut quirks), Handled::Config(0x34));
+    assert_eq!(read(&mut quirks, 5, 0xe, 2).1, Some(Handled::Config(0x36)));
+    assert_eq!(
+        write(&mut quirks, 5, 0xc, &word(7)),
+        Some(Handled::Config(0x34))
+    );
+    for (address, answer) in [
+        (0x1810, Handled::Config(0x10)),
+        (0x1900, Handled::Device),
+        (0x8_8fff, Handled::Config(0xfff)),
+        (0x8_9000, Handled::Device),
+        (0, Handled::Device),
+        (u32::MAX, Handled::Device),
+    ] {
+        // In halves, upwards.
+        let [a, b, c, d] = word(address);
+        write(&mut quirks, 5, 8, &[a, b]);
+        write(&mut quirks, 5, 10, &[c, d]);
+        assert_eq!(data(&mut quirks), answer, "{address:#x}");
+    }
+
+    let saved = quirks.save();
+    write(&mut quirks, 5, 8, &word(0x8_8040));
+    let mut other = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    other.check(&saved).unwrap();
+    other.restore(&saved);
+    assert_eq!(
+        data(&mut other),
+        Handled::Device,
+        "still at the last address"
+    );
+    other.restore(&quirks.save());
+    assert_eq!(data(&mut other), Handled::Config(0x40));
+    other.reset();
+    assert_eq!(data(&mut other), Handled::Device);
+}
+
+#[test]
+fn the_old_way_through_vga_ports() {
+    let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    let (index, data) = (0x3d4, 0x3d0);
+    let select = |quirks: &mut Quirks, offset: u16, how: u16| {
+        assert_eq!(
+            write(quirks, 8, index, &0x338_u16.to_le_bytes()),
+            Some(Handled::Device)
+        );
+        assert_eq!(
+            write(quirks, 8, data, &offset.to_le_bytes()),
+            Some(Handled::Device)
+        );
+        assert_eq!(
+            write(quirks, 8, index, &how.to_le_bytes()),
+            Some(Handled::Device)
+        );
+    };
+    select(&mut quirks, 0x1834, 0x538);
+    assert_eq!(read(&mut quirks, 8, data, 2).1, Some(Handled::Config(0x34)));
+    assert_eq!(
+        read(&mut quirks, 8, data, 2).1,
+        Some(Handled::Device),
+        "once"
+    );
+    select(&mut quirks, 0x1804, 0x738);
+    assert_eq!(
+        write(&mut quirks, 8, data, &[6, 0]),
+        Some(Handled::Config(4))
+    );
+    select(&mut quirks, 0x1904, 0x538);
+    assert_eq!(
+        read(&mut quirks, 8, data, 2).1,
+        Some(Handled::Device),
+        "elsewhere"
+    );
+    select(&mut quirks, 0x1834, 0x538);
+    read(&mut quirks, 8, index, 2);
+    assert_eq!(
+        read(&mut quirks, 8, data, 2).1,
+        Some(Handled::Device),
+        "interrupted"
+    );
+    assert_eq!(quirks.at(8, 0x3d2, 2), (2, None));
+}
+
+#[test]
+fn amd_ports() {
+    let mut amd = traits(VENDOR_AMD, 0x03_0000);
+    amd.sizes[5] = 0;
+    let mut quirks = Quirks::find(&amd, Vec::new());
+    assert_eq!(
+        read(&mut quirks, 8, 0x3c3, 1).1,
+        Some(Handled::Config(0x21))
+    );
+    write(&mut quirks, 4, 0, &0x4008_u32.to_le_bytes());
+    assert_eq!(read(&mut quirks, 4, 4, 4).1, Some(Handled::Config(8)));
+    write(&mut quirks, 4, 0, &0x5008_u32.to_le_bytes());
+    assert_eq!(read(&mut quirks, 4, 4, 4).1, Some(Handled::Device));
+    assert_eq!(
+        read(&mut quirks, 2, 0x4010, 4).1,
+        Some(Handled::ConfigAndDevice(0x10))
+    );
+    assert_eq!(quirks.trapped(2).next(), Some(0x4000..0x4100));
+    assert_eq!(quirks.trapped(2).count(), 1);
+}
+
+#[test]
+fn foreign_state_is_refused() {
+    let quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    let saved = quirks.save();
+    let none = Quirks::default();
+    none.check(&[]).unwrap();
+    assert!(none.check(&saved).unwrap_err().contains("nvidia-bar5"));
+    for length in 1..saved.len() {
+        // A cut between two of them leaves a list that is shorter.
+        let cut = quirks.check(&saved[..length]);
+        assert!(cut.is_err() || sections(&saved[..length]).is_some());
+    }
+    let mut wrong = saved.clone();
+    *wrong.last_mut().unwrap() = 0;
+    let at = saved.len() - 5;
+    wrong[at] = 9;
+    let refused = quirks.check(&wrong).unwrap_err();
+    assert!(refused.contains("makes no sense"), "{refused}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_state_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)) {
+        let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+        if quirks.check(&bytes).is_ok() {
+            quirks.restore(&bytes);
+        }
+    }
+}
