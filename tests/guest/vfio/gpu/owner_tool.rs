@@ -29,7 +29,7 @@ pub fn every_way() -> Outcome {
     for (kind, options) in [("full", &limit[..]), ("stop", &both), ("v1-across", &[])] {
         let said = between(kind, &|| {
             let migrate = ["migrate", "--from", SOURCE, "--to", DESTINATION];
-            ctl(&[&migrate, &["--json", "--report", REPORT], options].concat())
+            ctl(&[&migrate[..], &["--json", "--report", REPORT], options].concat())
         })?;
         let report = std::fs::read_to_string(REPORT)?;
         check_eq!(report.contains("<svg"), true, "a picture in the report");
