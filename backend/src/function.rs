@@ -15,8 +15,8 @@ use crate::device::{Device, Error, ResetCause, region};
 use crate::interrupts::{Delivery, IrqConfig, MSI, MSIX};
 use crate::memory::AddressSpace;
 use crate::migration::Migration;
-use crate::pci::{BarState, Changes, ConfigSpace, GuestView, MsixState, MsixTable, PowerState};
-use crate::quirks::{Context, Handled, Place, Quirks, SpecificRegion};
+use crate::pci::{Changes, ConfigSpace, GuestView, MsixState, MsixTable, PowerState};
+use crate::quirks::{Context, Handled, Quirks, SpecificRegion};
 use crate::report::chain;
 use crate::routes::{self, RouteSink, Routes};
 
@@ -24,6 +24,7 @@ pub use compose::ComposeError;
 use doorbells::Armed;
 pub use regions::Mapped;
 pub use rom::ShadowError;
+use target::Target;
 
 /// A device, composed.
 #[derive(Debug)]
@@ -47,18 +48,6 @@ struct State {
     routes: Routes,
     quirks: Quirks,
     doorbells: Armed,
-}
-
-/// Who answers a piece of a BAR access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    Device,
-    /// The MSI-X table, at this offset in it.
-    Table(u64),
-    /// The MSI-X pending bits, at this offset in them.
-    Pending(u64),
-    /// What this quirk says.
-    Quirk(usize),
 }
 
 impl Function {
@@ -413,20 +402,6 @@ impl Function {
 }
 
 impl State {
-    /// The region answers: its kind of decoding is on and the function is awake.
-    fn decodes(&self, index: u32) -> bool {
-        let command = self.config.command();
-        let bar = u8::try_from(index)
-            .ok()
-            .and_then(|index| self.config.bar(index));
-        let decoding = match bar {
-            Some(BarState { bar, .. }) if !bar.is_memory() => command.io,
-            None if index == region::VGA => command.io || command.memory,
-            _ => command.memory,
-        };
-        decoding && self.config.power_state() == PowerState::D0
-    }
-
     fn irq_config(&self) -> IrqConfig {
         let command = self.config.command();
         let msi = self.config.msi().filter(|msi| msi.enabled);
@@ -438,25 +413,6 @@ impl State {
         }
     }
 
-    /// Whether an access to a region other than config space reaches anything.
-    fn answers(&self, index: u32) -> bool {
-        self.decodes(index) || index > region::BAR5 && !self.config.is_live()
-    }
-
-    fn ask_read(&mut self, owner: usize, region: u32, offset: u64, length: usize) -> Handled {
-        let quirk = self.quirks.get(owner);
-        quirk.map_or(Handled::Device, |quirk| {
-            quirk.read(Place { region, offset }, length)
-        })
-    }
-
-    fn ask_write(&mut self, owner: usize, region: u32, offset: u64, data: &[u8]) -> Handled {
-        let quirk = self.quirks.get(owner);
-        quirk.map_or(Handled::Device, |quirk| {
-            quirk.write(Place { region, offset }, data)
-        })
-    }
-
     fn config_written(&mut self, memory: &AddressSpace, offset: u64, length: usize) {
         let context = Context {
             config: &self.config,
@@ -465,53 +421,6 @@ impl State {
         let end = offset.saturating_add(length as u64);
         self.quirks.config_written(context, &(offset..end));
     }
-
-    /// How many of `length` bytes from `at` in a region have one target, and which.
-    fn target(&self, index: u32, at: u64, length: usize) -> (usize, Target) {
-        let (length, target) = self.msix_target(index, at, length);
-        if target != Target::Device {
-            return (length, target);
-        }
-        let (length, owner) = self.quirks.at(index, at, length);
-        (length, owner.map_or(Target::Device, Target::Quirk))
-    }
-
-    /// The same without quirks.
-    fn msix_target(&self, index: u32, at: u64, length: usize) -> (usize, Target) {
-        let Some((msix, table)) = &self.msix else {
-            return (length, Target::Device);
-        };
-        // A real device's pending bits are its own, unless vectors are held back here.
-        let own_pending = self.config.is_live() && self.delivery == Delivery::Armed;
-        let vectors = u64::from(table.vectors());
-        let windows = [
-            (msix.table, vectors * 16, Target::Table as fn(u64) -> Target),
-            (msix.pba, vectors.div_ceil(64) * 8, Target::Pending),
-        ];
-        let mut end = u64::MAX;
-        for (place, size, target) in windows {
-            if u32::from(place.bar) != index {
-                continue;
-            }
-            let start = u64::from(place.offset);
-            if (start..start + size).contains(&at) {
-                let target = match target(at - start) {
-                    Target::Pending(_) if own_pending => Target::Device,
-                    target => target,
-                };
-                return (fitting(start + size - at, length), target);
-            }
-            if at < start {
-                end = end.min(start);
-            }
-        }
-        (fitting(end - at, length), Target::Device)
-    }
-}
-
-/// The smaller of the two.
-fn fitting(room: u64, length: usize) -> usize {
-    usize::try_from(room).map_or(length, |room| room.min(length))
 }
 
 /// The route that the guest's registers give one vector.
@@ -563,5 +472,6 @@ mod doorbells;
 mod guest;
 mod regions;
 mod rom;
+mod target;
 #[cfg(test)]
 mod tests;

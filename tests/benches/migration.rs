@@ -50,23 +50,22 @@ fn main() {
         let fd = unsafe { OwnedFd::from_raw_fd(number.expect("a descriptor number")) };
         return bare_peer(UnixStream::from(fd));
     }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Across cores the wake-up would dominate whatever is measured.
     run_on(&[0]);
     println!("{ROUNDS} x {BATCH} reads of 1 MiB each, alternating, one core; medians");
     over_the_socket();
     through_shared_memory();
-    accesses_during_pre_copy();
+    if cores > 1 {
+        accesses_during_pre_copy();
+    } else {
+        println!("accesses during pre-copy: not measured, there is one core for guest and save");
+    }
 }
 
 /// A guest's trapped accesses while its device is saved as fast as it can be, beside those of an idle device.
 fn accesses_during_pre_copy() {
     const ACCESSES: u32 = 2_000;
-    if std::thread::available_parallelism().map_or(1, std::num::NonZero::get) < 2 {
-        println!(
-            "accesses during pre-copy: not measured, a core for the guest and one for the save are needed"
-        );
-        return;
-    }
     run_on(&[0, 1]);
     let mut server = Backend::spawn();
     server.negotiate();

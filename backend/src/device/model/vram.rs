@@ -239,6 +239,28 @@ impl Vram {
         Ok(())
     }
 
+    /// Copies from the file, for as much as `into` takes: pages that only the client has touched need not come into
+    /// the tables of this process first.
+    ///
+    /// # Errors
+    /// As [`Self::with`].
+    pub fn read_file(&self, offset: u64, into: &VolatileSlice<'_>) -> Result<(), VramFault> {
+        let memory = self.memory();
+        part(&memory.mapping, offset, into.len() as u64)?;
+        let mut done = 0;
+        while let Ok(rest) = into.offset(done)
+            && !rest.is_empty()
+        {
+            let at = offset.saturating_add(done as u64);
+            match pread_shared(&memory.file, &rest, at) {
+                Ok(read) if read > 0 => done += read,
+                Err(Errno::INTR) => {}
+                _ => return Err(VramFault::Lost { offset: at }),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes every byte 0 and gives the room back; a named file that was truncated is whole again.
     ///
     /// # Errors
@@ -362,6 +384,17 @@ fn pwrite_shared(file: &OwnedFd, data: &VolatileSlice<'_>, offset: u64) -> Resul
     let written =
         unsafe { libc::pwrite(file.as_raw_fd(), guard.as_ptr().cast(), data.len(), offset) };
     usize::try_from(written)
+        .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+/// pread(2) into memory that is no Rust slice, since others may change it.
+fn pread_shared(file: &OwnedFd, into: &VolatileSlice<'_>, offset: u64) -> Result<usize, Errno> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::FBIG)?;
+    let guard = into.ptr_guard_mut();
+    // SAFETY: the kernel writes no more than `into.len()` bytes, which are mapped as long as the slice lives; what
+    // cannot be written any more is EFAULT.
+    let read = unsafe { libc::pread(file.as_raw_fd(), guard.as_ptr().cast(), into.len(), offset) };
+    usize::try_from(read)
         .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 

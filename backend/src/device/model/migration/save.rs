@@ -334,12 +334,8 @@ impl Saving {
         let header = Header::new(Kind::Vram, place(first), length as u64);
         room.copy_from(header.as_bytes());
         let target = room.subslice(HEADER, length).map_err(|_| Errno::INVAL)?;
-        parts
-            .vram
-            .with(place(first), length as u64, |vram| {
-                vram.copy_to_volatile_slice(target);
-            })
-            .map_err(lost)?;
+        let read = parts.vram.read_file(place(first), &target);
+        read.map_err(lost)?;
         Ok(Step::Direct(HEADER + length))
     }
 
