@@ -64,7 +64,8 @@ fn write_error() -> Result<String, Box<dyn Error>> {
     let (_there, _source, stream) = saved("full")?;
     let (here, mut destination) = made("full")?;
     here.set("fail_write_at", 100_000)?;
-    let errno = check_not_loaded(&here, &mut destination, &stream, &stream)?;
+    let errno = check_not_loaded(&here, &mut destination, &stream)?;
+    check_usable(&here, &mut destination, &stream)?;
     check_eq!(errno, EIO, "errno");
     Ok("EIO, now and later; reset".into())
 }
@@ -74,7 +75,8 @@ fn write_error_forgotten() -> Result<String, Box<dyn Error>> {
     let (here, mut destination) = made("full")?;
     here.set("fail_write_at", 8_000_000)?;
     here.set("lax_resume", 1)?;
-    let errno = check_not_loaded(&here, &mut destination, &stream, &stream)?;
+    let errno = check_not_loaded(&here, &mut destination, &stream)?;
+    check_usable(&here, &mut destination, &stream)?;
     check_eq!(errno, EIO, "errno");
     Ok("EIO, now and later; reset".into())
 }

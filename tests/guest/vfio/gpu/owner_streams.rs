@@ -42,9 +42,9 @@ fn cut() -> Result<String, Box<dyn Error>> {
             &here,
             &mut destination,
             &stream[..length],
-            &stream,
         )?);
     }
+    check_usable(&here, &mut destination, &stream)?;
     errors.dedup();
     Ok(format!(
         "at {} places: errno {errors:?}; reset",
@@ -64,9 +64,10 @@ fn damaged() -> Result<String, Box<dyn Error>> {
     for at in places {
         let mut bad = stream.clone();
         bad[at] ^= 0x10;
-        errors.push(check_not_loaded(&here, &mut destination, &bad, &stream)?);
+        errors.push(check_not_loaded(&here, &mut destination, &bad)?);
         count += 1;
     }
+    check_usable(&here, &mut destination, &stream)?;
     errors.dedup();
     check_eq!(errors, [EPROTO], "errors");
     Ok(format!("at {count} places: EPROTO; reset"))

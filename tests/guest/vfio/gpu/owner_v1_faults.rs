@@ -48,7 +48,8 @@ fn v1_write_error() -> Result<String, Box<dyn Error>> {
     let (_there, _source, stream) = saved("v1-sparse")?;
     let (here, mut destination) = made("v1-sparse")?;
     here.set("fail_write_at", 1_000_000)?;
-    let errno = check_not_loaded(&here, &mut destination, &stream, &stream)?;
+    let errno = check_not_loaded(&here, &mut destination, &stream)?;
+    check_usable(&here, &mut destination, &stream)?;
     check_eq!(errno, EIO, "errno");
     Ok("EIO, now and later; reset".into())
 }
