@@ -6,9 +6,11 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, mpsc};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use log::{debug, trace};
 use rustix::fs::{FileType, fstat};
@@ -33,6 +35,8 @@ pub(super) struct Channel {
     socket: UnixStream,
     /// Nothing more is to be carried out, whatever has come already.
     over: Arc<AtomicBool>,
+    /// Nothing ever comes, but that the other end goes with the thread.
+    ended: mpsc::Receiver<()>,
     thread: JoinHandle<()>,
 }
 
@@ -55,13 +59,18 @@ impl Channel {
             replies: Replies::new(sender),
             reply: Reply::default(),
         };
+        let (ends, ended) = mpsc::channel();
         let thread = Builder::new()
             .name("migration".into())
-            .spawn(move || server.run(receiver))
+            .spawn(move || {
+                let _ends = ends;
+                server.run(receiver);
+            })
             .map_err(os)?;
         Ok(Self {
             socket,
             over,
+            ended,
             thread,
         })
     }
@@ -75,6 +84,12 @@ impl Channel {
     /// A handle that closes it from another thread.
     pub(super) fn closer(&self) -> io::Result<UnixStream> {
         self.socket.try_clone()
+    }
+
+    /// Waits until the thread has ended, but no longer than this; whether it has.
+    pub(super) fn ends_within(&self, patience: Duration) -> bool {
+        self.close();
+        self.ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
     }
 
     /// Waits until the thread has ended.

@@ -9,8 +9,9 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use log::{debug, trace};
+use log::{debug, trace, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
@@ -39,6 +40,9 @@ pub(super) const MAX_DATA: usize = 1 << 20;
 pub(super) const MAX_FDS: u32 = 16;
 /// The longest message: a header, the largest fixed part, and data.
 pub(super) const MAX_MESSAGE: usize = HEADER_SIZE + size_of::<RegionAccess>() + MAX_DATA;
+
+/// How long a driver may still work on a migration whose client has left.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What this server offers in VERSION.
 #[must_use]
@@ -235,7 +239,16 @@ impl Session {
         if let Some(channel) = &channel {
             channel.close();
         }
-        if self.reset_on_disconnect {
+        // Nobody is kept waiting for a driver that does not come back, not even for a device that is to be kept.
+        let stuck = channel.as_ref().is_some_and(|channel| {
+            !self.reset_on_disconnect && !channel.ends_within(DRIVER_PATIENCE)
+        });
+        if stuck {
+            warn!(
+                "The driver does not return from a migration whose client has left: the device is reset"
+            );
+        }
+        if self.reset_on_disconnect || stuck {
             let cleaned = self.function.disconnect(true);
             let Some(channel) = channel else {
                 return cleaned;

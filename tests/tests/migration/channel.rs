@@ -141,10 +141,32 @@ fn what_is_queued_on_a_channel_does_not_outlive_its_client() {
     channel.set_state(PreCopy);
     // The first is under way when the client leaves, and ended by the reset; the second must not follow.
     // (An answer to it could not be sent, which would end the channel too.)
-    let read = channel.message(Command::MigDataRead, NO_REPLY, [24_u32, 16].as_bytes());
+    let read = channel.message(
+        Command::MigDataRead,
+        NO_REPLY,
+        [65_544_u32, 65_536].as_bytes(),
+    );
     let resuming = [16_u32, MIG_DEVICE_STATE | SET, Resuming.into(), u32::MAX];
     let set = channel.message(Command::DeviceFeature, 0, resuming.as_bytes());
     channel.send(&[read, set].concat(), &[]);
+    drop(client);
+    let mut next = RawClient::attach(&backend.socket());
+    assert_eq!(next.state(), Running);
+}
+
+#[test]
+fn a_driver_that_does_not_return_keeps_no_later_client_waiting() {
+    // The device is to be kept, but a read that takes ten minutes is not waited for.
+    let backend = Backend::start_with(&["faults=slow-save=600000"], &["--on-disconnect", "keep"]);
+    let mut client = client(&backend, &ALL);
+    let mut channel = open_channel(&mut client);
+    channel.set_state(PreCopy);
+    let read = channel.message(Command::MigDataRead, 0, [65_544_u32, 65_536].as_bytes());
+    channel.send(&read, &[]);
+    // Time enough for the read to begin; if it did not, there is nothing to wait for.
+    for _ in 0..1000 {
+        client.assert_in_step();
+    }
     drop(client);
     let mut next = RawClient::attach(&backend.socket());
     assert_eq!(next.state(), Running);
