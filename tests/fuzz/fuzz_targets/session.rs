@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  byte 0          byte 1   byte 2        byte 3   then
-//!  command (% 24)  flags    descriptors   length   body: a well-framed message
+//!  command (% 32)  flags    descriptors   length   body: a well-framed message
 //!  240 and above                          length   bytes as they are
 //! ```
 #![no_main]
@@ -41,7 +41,7 @@ use vfio_user_gpu::{
 use vfio_user_protocol::{
     Command, HEADER_SIZE, Header,
     deframer::Frame,
-    extension,
+    extension::{self, migration},
     header::NO_REPLY,
     transport::{Sender, split},
     version::{Capabilities, Extension, TwinSocket, Version},
@@ -51,6 +51,16 @@ use zerocopy::FromBytes;
 /// Where raw bytes begin among the first bytes of steps.
 const RAW: u8 = 240;
 const MAX_MESSAGE: usize = 2 << 20;
+/// What is offered of the extension.
+const FEATURES: [&str; 7] = [
+    extension::IRQ_ROUTES,
+    migration::PRECOPY_INFO,
+    migration::PENDING,
+    migration::MIG_CHANNEL,
+    migration::MIG_SHM,
+    migration::MIG_P2P,
+    migration::EXPLAIN,
+];
 
 /// What survives from input to input: building a device each time would be most of the work.
 struct Rig {
@@ -139,8 +149,8 @@ fn send_steps(sender: &Sender, mut steps: &[u8]) {
         id += 1;
         let header = Header {
             id,
-            command: match command % 24 {
-                23 => Command::IrqRoutes.into(),
+            command: match command % 32 {
+                own @ 23..=30 => 0x8000 + u16::from(own - 23),
                 command => command.into(),
             },
             size: u32::try_from(HEADER_SIZE + body.len()).expect("a short message"),
@@ -182,7 +192,8 @@ fuzz_target!(|data: &[u8]| {
             }),
             extension: (manner & 0x40 == 0).then(|| Extension {
                 version: 1,
-                features: vec![extension::IRQ_ROUTES.to_owned()],
+                features: FEATURES.map(str::to_owned).into(),
+                ..Extension::default()
             }),
             ..Capabilities::default()
         };
