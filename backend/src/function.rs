@@ -211,13 +211,7 @@ impl Function {
     }
 
     fn check_range(&self, index: u32, offset: u64, length: usize) -> Result<(), Error> {
-        let size = self.region(index).size;
-        let end = offset.checked_add(length as u64);
-        // A region that is not there takes no access, not even an empty one.
-        if size == 0 || end.is_none_or(|end| end > size) {
-            return Err(out_of_range(index, offset, length));
-        }
-        Ok(())
+        self.region(index).check(index, offset, length)
     }
 
     /// What is written to a device that was saved would be lost, and what a device is loaded with is not there yet.
@@ -317,7 +311,9 @@ impl Function {
 
     fn reset_locked(&self, state: &mut State, cause: ResetCause) -> Result<(), Error> {
         let done = self.device.reset(cause);
-        self.migration.was_reset();
+        if done.is_ok() {
+            self.migration.was_reset();
+        }
         // The guest sees a reset function even if the device is not: nothing of before must be believed.
         match cause {
             ResetCause::Disconnect => state.config.power_on(),

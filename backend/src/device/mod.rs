@@ -102,6 +102,24 @@ pub struct Region {
     pub writable: bool,
 }
 
+impl Region {
+    /// Checks an access of `length` bytes at `offset`; `index` is for the error. A region that is not there takes
+    /// none, not even an empty one.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn check(&self, index: u32, offset: u64, length: usize) -> Result<(), Error> {
+        match offset.checked_add(length as u64) {
+            Some(end) if self.size > 0 && end <= self.size => Ok(()),
+            _ => Err(Error::OutOfRange {
+                region: index,
+                offset,
+                length,
+            }),
+        }
+    }
+}
+
 /// How the client may map a region, or parts of it.
 #[derive(Debug)]
 pub struct Mapping<'a> {

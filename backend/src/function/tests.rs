@@ -2,12 +2,16 @@
 //! The composed function over a device that only remembers what it was told.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
+use vfio_user_protocol::migration::MigrationState;
 
 use super::*;
 use crate::device::Region;
 use crate::interrupts::{IrqInfo, IrqRequest};
 use crate::memory::{Access, CpuAccess, MapRequest};
-use crate::migration::{Guest, UNKNOWN};
+use crate::migration::{DataStream, Guest, MigrationDriver, ShowP2p, Support, UNKNOWN};
 use crate::pci::registers::{PCI_COMMAND, PCI_STATUS};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, Msi, MsiX};
 
@@ -49,6 +53,41 @@ impl RouteSink for Log {
 struct Recorder {
     log: Arc<Log>,
     pending: Mutex<Vec<u32>>,
+    mover: Mover,
+    reset_fails: AtomicBool,
+}
+
+/// Goes to whatever state it is told.
+#[derive(Debug)]
+struct Mover(Mutex<MigrationState>);
+
+impl Default for Mover {
+    fn default() -> Self {
+        Self(Mutex::new(MigrationState::Running))
+    }
+}
+
+impl MigrationDriver for Mover {
+    fn support(&self) -> Support {
+        Support::default()
+    }
+
+    fn data_version(&self) -> String {
+        String::new()
+    }
+
+    fn state(&self) -> Result<MigrationState, Errno> {
+        Ok(*self.0.lock().unwrap())
+    }
+
+    fn set_state(&self, next: MigrationState) -> Result<Option<Box<dyn DataStream>>, Errno> {
+        *self.0.lock().unwrap() = next;
+        Ok(None)
+    }
+
+    fn stop_copy_size(&self) -> Result<u64, Errno> {
+        Err(Errno::NOTTY)
+    }
 }
 
 const MSIX_CONTROL: u64 = 0x40 + 2;
@@ -152,8 +191,19 @@ impl Device for Recorder {
         true
     }
 
+    fn migration(&self) -> Option<&dyn MigrationDriver> {
+        Some(&self.mover)
+    }
+
     fn reset(&self, cause: ResetCause) -> Result<(), Error> {
         self.log.push(Event::Reset(cause));
+        if self.reset_fails.load(Ordering::SeqCst) {
+            return Err(Error::Io {
+                what: "Reset",
+                source: Errno::IO.into(),
+            });
+        }
+        *self.mover.0.lock().unwrap() = MigrationState::Running;
         Ok(())
     }
 
@@ -180,6 +230,24 @@ fn read<const N: usize>(function: &Function, region: u32, offset: u64) -> [u8; N
     let mut data = [0; N];
     function.read(region, offset, &mut data).unwrap();
     data
+}
+
+#[test]
+fn a_reset_that_fails_opens_no_stopped_device() {
+    let (function, _, device) = function();
+    enable(&function);
+    let stop = MigrationState::Stop.into();
+    let stopped = function
+        .migration()
+        .set_state(stop, ShowP2p(false), &function);
+    stopped.unwrap();
+    let last = || function.migration().last_state();
+    device.reset_fails.store(true, Ordering::SeqCst);
+    assert!(function.reset(ResetCause::Client).is_err());
+    assert_eq!(last(), MigrationState::Stop);
+    device.reset_fails.store(false, Ordering::SeqCst);
+    function.reset(ResetCause::Client).unwrap();
+    assert_eq!(last(), MigrationState::Running);
 }
 
 #[test]

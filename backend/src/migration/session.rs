@@ -313,6 +313,10 @@ impl Migration {
             }
         }
         self.state.store(State::Stop.into(), Ordering::SeqCst);
+        if self.resets.load(Ordering::SeqCst) != inner.resets {
+            // What the guest set up belongs to what was loaded, and that may be gone.
+            return self.abandon(inner, guest, Some(Error::Reset));
+        }
         if let Err(error) = guest.load(&state) {
             return self.abandon(inner, guest, Some(Error::Guest(error)));
         }

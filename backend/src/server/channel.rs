@@ -157,9 +157,8 @@ impl Server {
             return Err(DecodeError::NotACommand(header.flags).into());
         }
         let request = Request::decode(header.command, body)?;
-        let last = std::mem::take(&mut self.replies.last_refusal);
-        let done = self.commands.command(request, fds, &last, &mut self.reply);
-        self.replies.last_refusal = last;
-        done
+        let last_refusal = &self.replies.last_refusal;
+        let commands = &mut self.commands;
+        commands.command(request, fds, last_refusal, &mut self.reply)
     }
 }

@@ -80,10 +80,8 @@ impl Session {
             migration => {
                 let commands = self.migration.as_mut();
                 let commands = commands.ok_or(Refusal::Unexpected("No version agreed upon"))?;
-                let last = std::mem::take(&mut self.replies.last_refusal);
-                let done = commands.command(migration, fds, &last, &mut self.reply);
-                self.replies.last_refusal = last;
-                done
+                let last_refusal = &self.replies.last_refusal;
+                commands.command(migration, fds, last_refusal, &mut self.reply)
             }
         }
     }
@@ -93,7 +91,7 @@ impl Session {
             return Err(Refusal::Unexpected("The version is agreed upon already"));
         }
         if version.major != MAJOR {
-            return Err(bad("version.major", version.major.into()));
+            return Err(Refusal::bad("version.major", version.major.into()));
         }
         let mut answer = capabilities().answer(offer)?;
         self.describe(&mut answer);
@@ -180,7 +178,7 @@ impl Session {
     fn dma_map(&mut self, map: &DmaMap, fd: Option<OwnedFd>) -> Done {
         // pread and pwrite instead of a mapping is not served; a promise about a descriptor needs one.
         if map.flags & MAP_FILE_IO != 0 || (map.flags & MAP_MMAP != 0 && fd.is_none()) {
-            return Err(bad("dma_map.flags", map.flags.into()));
+            return Err(Refusal::bad("dma_map.flags", map.flags.into()));
         }
         let mut access = Access::NONE;
         for (flag, allowed) in [(MAP_READ, Access::READ), (MAP_WRITE, Access::WRITE)] {
@@ -189,7 +187,7 @@ impl Session {
             }
         }
         if access == Access::NONE {
-            return Err(bad("dma_map.flags", map.flags.into()));
+            return Err(Refusal::bad("dma_map.flags", map.flags.into()));
         }
         let backing = fd.map(|file| Backing {
             file,
@@ -208,7 +206,10 @@ impl Session {
         let memory = self.function.memory();
         if unmap.flags & UNMAP_ALL != 0 {
             if (unmap.address, unmap.size) != (0, 0) {
-                return Err(bad("dma_unmap.address", unmap.address | unmap.size));
+                return Err(Refusal::bad(
+                    "dma_unmap.address",
+                    unmap.address | unmap.size,
+                ));
             }
             memory.unmap_all()?;
         } else if let Err(error) = memory.unmap(unmap.address, unmap.size) {
@@ -290,7 +291,7 @@ impl Session {
 
     fn check_region_index(&self, index: u32) -> Done {
         if index >= self.function.region_count() {
-            return Err(bad("region index", index.into()));
+            return Err(Refusal::bad("region index", index.into()));
         }
         Ok(())
     }
@@ -298,7 +299,7 @@ impl Session {
     fn region_io_fds(&mut self, asked: &IoFds) -> Done {
         self.check_region_index(asked.index)?;
         if self.function.region(asked.index).size == 0 {
-            return Err(bad("io_fds.index", asked.index.into()));
+            return Err(Refusal::bad("io_fds.index", asked.index.into()));
         }
         let doorbells = self.function.doorbells(asked.index, self.max_fds())?;
         let sub_regions: Vec<_> = (0..)
@@ -324,7 +325,7 @@ impl Session {
 
     fn irq_info(&mut self, asked: &IrqInfo) -> Done {
         if asked.index >= INDEXES {
-            return Err(bad("irq_info.index", asked.index.into()));
+            return Err(Refusal::bad("irq_info.index", asked.index.into()));
         }
         let interrupts::IrqInfo {
             count,
@@ -364,7 +365,7 @@ impl Session {
             .map_or(0, |negotiated| negotiated.max_data);
         let count = usize::try_from(access.count).unwrap_or(usize::MAX);
         if count > max {
-            return Err(bad("region_read.count", access.count.into()));
+            return Err(Refusal::bad("region_read.count", access.count.into()));
         }
         self.check_region_index(access.region)?;
         self.function
@@ -384,7 +385,7 @@ impl Session {
         for write in writes {
             let bytes = write
                 .bytes()
-                .ok_or_else(|| bad("multi_write.count", write.count.into()))?;
+                .ok_or_else(|| Refusal::bad("multi_write.count", write.count.into()))?;
             self.check_region_index(write.region)?;
             self.function.write(write.region, write.offset, bytes)?;
         }
@@ -393,11 +394,7 @@ impl Session {
     }
 }
 
-fn bad(field: &'static str, value: u64) -> Refusal {
-    DecodeError::BadValue { field, value }.into()
-}
-
 /// The size of a wire structure as its `argsz`.
-fn size_of_u32<T>() -> u32 {
+pub(super) fn size_of_u32<T>() -> u32 {
     u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }

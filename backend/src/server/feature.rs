@@ -115,12 +115,12 @@ impl MigrationCommands {
     }
 }
 
-/// A GET's reply: as much as the client has room for, and how much it would take.
+/// The reply to a GET whose data has a fixed size. Without room for it the request is refused, as the kernel and
+/// the reference library do; a bitmap, whose size a client need not foresee, is another matter.
 pub(super) fn answer(asked: &Feature, data: &[u8], reply: &mut Reply) -> Result<(), Refusal> {
     let whole = size_of::<Feature>() + data.len();
     let argsz = u32::try_from(whole).unwrap_or(u32::MAX);
     if asked.argsz < argsz {
-        // The reference library and the kernel refuse; the specification's way for long answers is `argsz`.
         return Err(Refusal::bad("device_feature.argsz", asked.argsz.into()));
     }
     let fixed = Feature { argsz, ..*asked };

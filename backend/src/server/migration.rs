@@ -16,6 +16,7 @@ use vfio_user_protocol::{DecodeError, Request};
 use vm_memory::VolatileSlice;
 use zerocopy::IntoBytes;
 
+use super::commands::size_of_u32;
 use super::refusal::Refusal;
 use super::replies::Reply;
 use super::shared::SharedMemory;
@@ -236,9 +237,4 @@ fn explain(asked: &Query, reason: &str, reply: &mut Reply) {
 
 fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The size of a wire structure as its `argsz`.
-fn size_of_u32<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }

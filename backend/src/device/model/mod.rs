@@ -149,19 +149,6 @@ impl ModelGpu {
     fn lock_display(&self) -> MutexGuard<'_, Display> {
         self.display.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn check(&self, region: u32, offset: u64, length: usize) -> Result<(), Error> {
-        let size = self.region(region).size;
-        match offset.checked_add(length as u64) {
-            // A region that is not there takes not even an access of no bytes.
-            Some(end) if size > 0 && end <= size => Ok(()),
-            _ => Err(Error::OutOfRange {
-                region,
-                offset,
-                length,
-            }),
-        }
-    }
 }
 
 impl Device for ModelGpu {
@@ -231,7 +218,7 @@ impl Device for ModelGpu {
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
-        self.check(region, offset, data.len())?;
+        self.region(region).check(region, offset, data.len())?;
         match region {
             VRAM_REGION => self.vram.read(offset, data).map_err(vram_lost)?,
             DISPLAY_REGION => self.lock_display().read(offset, data),
@@ -248,7 +235,7 @@ impl Device for ModelGpu {
     }
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), Error> {
-        self.check(region, offset, data.len())?;
+        self.region(region).check(region, offset, data.len())?;
         match region {
             VRAM_REGION => self.vram.write(offset, data).map_err(vram_lost)?,
             DISPLAY_REGION => self.lock_display().write(offset, data),

@@ -3,6 +3,9 @@
 
 mod scripted;
 
+use std::sync::mpsc;
+use std::thread;
+
 use rustix::io::Errno;
 use vfio_user_protocol::migration::MigrationState::{self as State, *};
 use vm_memory::VolatileSlice;
@@ -371,6 +374,27 @@ fn a_reset_ends_the_transfer() {
         set(&front, during).unwrap();
         set(&front, Running).unwrap();
     }
+}
+
+#[test]
+fn what_a_reset_undid_while_it_was_loaded_is_not_loaded() {
+    let stream = small();
+    let front = Front::new();
+    set(&front, Resuming).unwrap();
+    write_all(&front, &stream, 100, false).unwrap();
+    let (there, loaded) = mpsc::channel();
+    let (go_on, told) = mpsc::channel();
+    front.device.script().linger = Some((Stop, there, told));
+    thread::scope(|scope| {
+        let leaving = scope.spawn(|| set(&front, Running));
+        loaded.recv().unwrap();
+        super::Guest::reset(&front).unwrap();
+        go_on.send(()).unwrap();
+        let left = leaving.join().unwrap();
+        assert!(matches!(left, Err(Error::Reset)), "{left:?}");
+    });
+    assert!(front.loaded.lock().unwrap().is_none());
+    assert_eq!(state(&front), Running);
 }
 
 #[test]

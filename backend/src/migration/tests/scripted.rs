@@ -2,6 +2,7 @@
 //! A device of the tests that does what it is told, and a guest in front of it.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::io::Errno;
@@ -37,6 +38,8 @@ pub(super) struct Script {
     pub(super) size: Result<u64, Errno>,
     /// Fails a change to this state once, leaving the device in the other.
     pub(super) fail_to: Option<(State, Errno, State)>,
+    /// Once in this state, says so and returns when told to.
+    pub(super) linger: Option<(State, Sender<()>, Receiver<()>)>,
     /// What was written while resuming, and where transactions ended.
     pub(super) written: Vec<u8>,
     pub(super) transactions: Vec<usize>,
@@ -65,6 +68,7 @@ impl Scripted {
             infos: VecDeque::new(),
             size: Ok(0),
             fail_to: None,
+            linger: None,
             written: Vec::new(),
             transactions: Vec::new(),
             write_errors: VecDeque::new(),
@@ -114,6 +118,12 @@ impl MigrationDriver for Scripted {
         script.arcs.push(next);
         script.loaded |= from == State::Resuming;
         script.state = next;
+        let linger = script.linger.take_if(|linger| linger.0 == next);
+        drop(script);
+        if let Some((_, there, go_on)) = linger {
+            there.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
         let opens = matches!(
             (from, next),
             (

@@ -141,19 +141,6 @@ impl DumpedGpu {
         let vram = self.vram.as_ref().filter(|(bar, _)| *bar == index);
         vram.map(|(_, vram)| vram)
     }
-
-    fn check(&self, region: u32, offset: u64, length: usize) -> Result<(), Error> {
-        let size = self.region(region).size;
-        match offset.checked_add(length as u64) {
-            // A region that is not there takes not even an access of no bytes.
-            Some(end) if size > 0 && end <= size => Ok(()),
-            _ => Err(Error::OutOfRange {
-                region,
-                offset,
-                length,
-            }),
-        }
-    }
 }
 
 /// Why a dump makes no device, without the file's name.
@@ -280,7 +267,7 @@ impl Device for DumpedGpu {
     }
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
-        self.check(region, offset, data.len())?;
+        self.region(region).check(region, offset, data.len())?;
         if let Some(vram) = self.vram(region) {
             return vram.read(offset, data).map_err(vram_lost);
         }
@@ -297,7 +284,7 @@ impl Device for DumpedGpu {
     }
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), Error> {
-        self.check(region, offset, data.len())?;
+        self.region(region).check(region, offset, data.len())?;
         if let Some(vram) = self.vram(region) {
             return vram.write(offset, data).map_err(vram_lost);
         }
