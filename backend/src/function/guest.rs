@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The function as migration sees it: who it is, what the guest set up, and taking that over.
 
-use log::debug;
-
 use super::Function;
 use crate::device::{Error, ResetCause};
 use crate::migration::{Guest, GuestState, Identity, UNKNOWN};
@@ -52,20 +50,17 @@ impl Guest for Function {
         identity
     }
 
-    fn save(&self) -> GuestState {
+    fn save(&self) -> Result<GuestState, String> {
         let mut config = vec![0; self.state().config.bytes().len()];
-        if let Err(error) = self.read_config(0, &mut config) {
-            // What is composed is known all the same.
-            debug!("Config space not read: {}", chain(&error));
-            config.copy_from_slice(self.state().config.bytes());
-        }
+        self.read_config(0, &mut config)
+            .map_err(|error| format!("Config space: {}", chain(&error)))?;
         let state = self.state();
         let msix_table = state.msix.as_ref().map(|(_, table)| table.bytes().to_vec());
-        GuestState {
+        Ok(GuestState {
             config,
             msix_table: msix_table.unwrap_or_default(),
             quirks: state.quirks.save(),
-        }
+        })
     }
 
     fn check(&self, saved: &GuestState) -> Result<(), String> {

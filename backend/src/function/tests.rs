@@ -488,14 +488,14 @@ fn what_a_guest_set_up_arrives_in_another_function() {
     source
         .write(region::CONFIG, 0x20, &0xfeb0_0000_u32.to_le_bytes())
         .unwrap();
-    let saved = source.save();
+    let saved = source.save().unwrap();
 
     let (destination, log, _) = function();
     destination.follow_guest_routes(Arc::clone(&log) as _);
     assert_eq!(destination.identity(), source.identity());
     destination.check(&saved).unwrap();
     destination.load(&saved).unwrap();
-    assert_eq!(destination.save(), saved);
+    assert_eq!(destination.save().unwrap(), saved);
     assert_eq!(read(&destination, 4, TABLE + 16), entry);
     let told = log.take().into_iter().find_map(|event| match event {
         Event::Routes(MSIX, 0, routes) => Some(routes[1]),
@@ -507,7 +507,7 @@ fn what_a_guest_set_up_arrives_in_another_function() {
 #[test]
 fn a_state_that_does_not_fit_changes_nothing() {
     let (function, ..) = function();
-    let before = function.save();
+    let before = function.save().unwrap();
     for cut in [
         |state: &mut crate::migration::GuestState| state.config.truncate(256),
         |state: &mut crate::migration::GuestState| state.msix_table.clear(),
@@ -517,14 +517,14 @@ fn a_state_that_does_not_fit_changes_nothing() {
         cut(&mut other);
         assert!(function.check(&other).is_err());
         assert!(function.load(&other).is_err());
-        assert_eq!(function.save(), before);
+        assert_eq!(function.save().unwrap(), before);
     }
     // What a guest cannot write does not come from elsewhere.
     let mut forged = before.clone();
     forged.config[0..4].fill(0xaa);
     forged.config[8..12].fill(0xaa);
     function.load(&forged).unwrap();
-    assert_eq!(function.save(), before);
+    assert_eq!(function.save().unwrap(), before);
 }
 
 #[test]

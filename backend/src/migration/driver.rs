@@ -4,6 +4,7 @@
 //! Nothing a driver answers is believed unchecked: sizes may be garbage, states wrong, reads short.
 
 use std::fmt;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use vfio_user_protocol::feature::{MIGRATION_P2P, MIGRATION_PRE_COPY, MIGRATION_STOP_COPY};
@@ -48,7 +49,7 @@ pub trait MigrationDriver: Send + Sync + fmt::Debug {
     fn support(&self) -> Support;
 
     /// What the data on the stream belongs to: the driver and the version of its data, such as `mlx5_vfio_pci`
-    /// or `model 1`. Source and destination must agree. Empty if not known, which agrees with everything.
+    /// or `model 2`. Source and destination must agree. Empty if not known, which agrees with everything.
     fn data_version(&self) -> String;
 
     /// The state the device is in.
@@ -91,6 +92,31 @@ pub struct PrecopyInfo {
     pub reinit: bool,
 }
 
+/// Memory of a device that can be sent from where it lies. Others may change what is in it.
+pub trait Lend: Send + Sync + fmt::Debug {
+    /// A part, in bytes; `None` if it is not all inside.
+    fn part(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>>;
+}
+
+/// A part of it, taken from a [`DataStream`]. It stays as long as this value.
+#[derive(Clone, Debug)]
+pub struct Lent {
+    /// Of whose memory.
+    pub memory: Arc<dyn Lend>,
+    /// Bytes from its start.
+    pub offset: usize,
+    /// Bytes.
+    pub length: usize,
+}
+
+impl Lent {
+    /// The bytes; `None` for a part that is not there.
+    #[must_use]
+    pub fn bytes(&self) -> Option<VolatileSlice<'_>> {
+        self.memory.part(self.offset, self.length)
+    }
+}
+
 /// The data stream of a device: readable while it is saved, writable while it is resumed. A sequence of bytes,
 /// segmented freely.
 pub trait DataStream: Send + fmt::Debug {
@@ -99,6 +125,13 @@ pub trait DataStream: Send + fmt::Debug {
     /// # Errors
     /// ENOMSG for nothing for now (PRE_COPY), EINTR, EAGAIN, ENODEV once the transfer is over, or a failure.
     fn read(&mut self, into: &VolatileSlice<'_>) -> Result<Taken, Errno>;
+
+    /// In STOP_COPY, instead of a read: the next bytes where they lie, `most` of them at the most. `None` if they must be
+    /// read, as with all devices whose data comes out of a file descriptor.
+    fn lend(&mut self, most: usize) -> Option<Lent> {
+        let _ = most;
+        None
+    }
 
     /// Writes from the start of `from`; may be short, and may block. `ends_transaction` is that of the source's
     /// [`Taken`] and belongs to the last byte of `from`.

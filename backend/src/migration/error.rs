@@ -69,8 +69,21 @@ pub enum Error {
     NotReset(String),
 }
 
+/// The first few of them: names and values are the source's, and as long as it likes.
 fn list(differences: &[Difference]) -> String {
-    let parts: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    const SHOWN: usize = 16;
+    const CHARACTERS: usize = 200;
+    let shown = differences.iter().take(SHOWN);
+    let mut parts: Vec<String> = shown
+        .map(|difference| difference.to_string().chars().take(CHARACTERS).collect())
+        .collect();
+    if let Some(more) = differences
+        .len()
+        .checked_sub(SHOWN)
+        .filter(|more| *more > 0)
+    {
+        parts.push(format!("and {more} more"));
+    }
     parts.join("; ")
 }
 

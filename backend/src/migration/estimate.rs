@@ -64,19 +64,22 @@ impl Estimate {
         }
     }
 
-    /// Takes the driver's answers: of pre-copy (`None` outside of it), and of a whole stop-copy (`None` where
-    /// it could not say).
-    pub fn told(&mut self, precopy: Option<PrecopyInfo>, whole: Option<u64>, now: Instant) {
-        self.told_precopy(precopy.unwrap_or_default());
-        self.whole = whole.and_then(believed);
-        self.asked = now;
-    }
-
-    /// Takes the driver's answer about pre-copy alone.
-    pub fn told_precopy(&mut self, precopy: PrecopyInfo) {
+    /// Takes the driver's answer about pre-copy, at `now`. Where it could not say, what was last told goes on counting.
+    pub fn told_precopy(&mut self, precopy: PrecopyInfo, now: Instant) {
         self.initial = believed(precopy.initial).unwrap_or(0);
         // Two figures that can each be believed may still have a sum that cannot.
         self.dirty = believed(precopy.dirty).unwrap_or(0).min(MAX - self.initial);
+        self.asked = now;
+    }
+
+    /// Takes the driver's answer about a whole stop-copy.
+    pub fn told_whole(&mut self, whole: u64) {
+        self.whole = believed(whole);
+    }
+
+    /// Pre-copy is over: what it had not given yet is part of the stop-copy.
+    pub fn stopped(&mut self, now: Instant) {
+        self.told_precopy(PrecopyInfo::default(), now);
     }
 
     /// Some bytes were read: initial data first, then what changed.
@@ -118,12 +121,17 @@ mod tests {
 
     use super::*;
 
-    fn info(initial: u64, dirty: u64) -> Option<PrecopyInfo> {
-        Some(PrecopyInfo {
+    fn info(initial: u64, dirty: u64) -> PrecopyInfo {
+        PrecopyInfo {
             initial,
             dirty,
             reinit: false,
-        })
+        }
+    }
+
+    fn told(estimate: &mut Estimate, precopy: PrecopyInfo, whole: u64) {
+        estimate.told_precopy(precopy, Instant::now());
+        estimate.told_whole(whole);
     }
 
     fn figures(estimate: &Estimate) -> (u64, u64, u64, u64, bool) {
@@ -143,7 +151,7 @@ mod tests {
         let now = Instant::now();
         let mut estimate = Estimate::new(now);
         assert_eq!(figures(&estimate), (0, 0, 0, 0, true));
-        estimate.told(info(100, 50), Some(1000), now);
+        told(&mut estimate, info(100, 50), 1000);
         assert_eq!(figures(&estimate), (100, 50, 850, 1000, false));
         estimate.read(30);
         assert_eq!(figures(&estimate), (70, 50, 850, 970, false));
@@ -151,27 +159,39 @@ mod tests {
         assert_eq!(figures(&estimate), (0, 20, 850, 870, false));
         estimate.read(500);
         assert_eq!(figures(&estimate), (0, 0, 370, 370, false));
-        estimate.told(info(0, 10), Some(5), now);
+        told(&mut estimate, info(0, 10), 5);
         assert_eq!(
             figures(&estimate),
             (0, 10, 0, 10, false),
             "stop-copy below pre-copy"
         );
         // VFIO_PRECOPY_INFO_REINIT: initial data again.
-        estimate.told(info(40, 0), Some(900), now);
+        told(&mut estimate, info(40, 0), 900);
         assert_eq!(figures(&estimate), (40, 0, 860, 900, false));
     }
 
     #[test]
+    fn what_stays_when_the_device_stops() {
+        let mut estimate = Estimate::new(Instant::now());
+        told(&mut estimate, info(100, 50), 1000);
+        estimate.read(120);
+        estimate.stopped(Instant::now());
+        assert_eq!(figures(&estimate), (0, 0, 880, 880, false));
+    }
+
+    #[test]
     fn garbage_is_not_believed() {
-        let now = Instant::now();
-        let mut estimate = Estimate::new(now);
+        let mut estimate = Estimate::new(Instant::now());
         // Seen from a driver in the field.
-        estimate.told(info(18_446_744_073_708_667_040, 4096), Some(u64::MAX), now);
+        told(
+            &mut estimate,
+            info(18_446_744_073_708_667_040, 4096),
+            u64::MAX,
+        );
         assert_eq!(figures(&estimate), (0, 4096, 0, 4096, true));
-        estimate.told(info(MAX, MAX), Some(MAX), now);
+        told(&mut estimate, info(MAX, MAX), MAX);
         assert_eq!(figures(&estimate), (MAX, 0, 0, MAX, false));
-        estimate.told(None, Some(1 << 63), now);
+        told(&mut estimate, info(0, 0), 1 << 63);
         assert_eq!(figures(&estimate), (0, 0, 0, 0, true));
     }
 
@@ -179,7 +199,7 @@ mod tests {
     fn the_age_is_since_the_driver_was_asked() {
         let now = Instant::now();
         let mut estimate = Estimate::new(now);
-        estimate.told(None, Some(1), now);
+        estimate.told_precopy(info(0, 1), now);
         estimate.read(1);
         let later = now + Duration::from_secs(3);
         assert_eq!(estimate.pending(later).age, Duration::from_secs(3));
@@ -198,7 +218,10 @@ mod tests {
             let mut estimate = Estimate::new(Instant::now());
             for (told, a, b, whole) in steps {
                 if told {
-                    estimate.told(info(a, b), whole, Instant::now());
+                    estimate.told_precopy(info(a, b), Instant::now());
+                    if let Some(whole) = whole {
+                        estimate.told_whole(whole);
+                    }
                 } else {
                     estimate.read(a);
                 }

@@ -9,13 +9,19 @@ use zerocopy::{FromBytes, IntoBytes};
 /// A value that agrees with every other: the property is not known on this side.
 pub const UNKNOWN: &str = "unknown";
 
+/// The most properties that an identity may have; comparing two takes the square of it.
+const MAX_PAIRS: u16 = 256;
+
 /// The function in front of the device, as migration needs it.
 pub trait Guest {
     /// What source and destination must have in common.
     fn identity(&self) -> Identity;
 
     /// What the guest set up. Asked once nothing runs any more.
-    fn save(&self) -> GuestState;
+    ///
+    /// # Errors
+    /// What the device says.
+    fn save(&self) -> Result<GuestState, String>;
 
     /// Whether [`Self::load`] would take this.
     ///
@@ -115,7 +121,7 @@ impl Identity {
         bytes
     }
 
-    /// `None` for bytes that are no such list.
+    /// `None` for bytes that are no such list, or a list of more than anybody has.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (count, mut rest) = U16::read_from_prefix(bytes).ok()?;
@@ -125,6 +131,9 @@ impl Identity {
             rest = after;
             String::from_utf8(text.to_vec()).ok()
         };
+        if count.get() > MAX_PAIRS {
+            return None;
+        }
         let mut pairs = Vec::new();
         for _ in 0..count.get() {
             pairs.push((text()?, text()?));
@@ -257,6 +266,13 @@ mod tests {
         let twice = [state.encode(), state.encode()].concat();
         assert_eq!(GuestState::decode(&twice), None);
         assert_eq!(GuestState::decode(&[]), None);
+    }
+
+    #[test]
+    fn a_list_of_more_than_anybody_has_is_none() {
+        let list = |count: usize| Identity(vec![("n".to_owned(), "v".to_owned()); count]);
+        assert!(Identity::decode(&list(256).encode()).is_some());
+        assert_eq!(Identity::decode(&list(257).encode()), None);
     }
 
     proptest! {

@@ -11,9 +11,11 @@
 //! | `record.rs` | what a stream is made of, pure |
 //! | `guest.rs` | [`Guest`]: identity, and what the guest set up in front of the device |
 //! | `estimate.rs` | [`Pending`]: how much is still to be moved, pure |
+//! | `checksum.rs` | the checksum of records, of memory that may change meanwhile too |
 //! | `buffer.rs` | a piece of the stream: memory of this process, or shared with the client |
 
 pub mod buffer;
+pub mod checksum;
 mod driver;
 mod error;
 mod estimate;
@@ -25,7 +27,7 @@ mod source;
 pub mod states;
 pub mod v1;
 
-pub use driver::{DataStream, MigrationDriver, PrecopyInfo, Support, Taken};
+pub use driver::{DataStream, Lend, Lent, MigrationDriver, PrecopyInfo, Support, Taken};
 pub use error::Error;
 pub use estimate::Pending;
 pub use guest::{Difference, Guest, GuestState, Identity, UNKNOWN};

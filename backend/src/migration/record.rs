@@ -4,10 +4,10 @@
 //! Little endian, whatever the host. Every record is a header and its payload:
 //!
 //! ```text
-//!  0        4      6      8        12       16                24       28       32
-//!  +--------+------+------+--------+--------+-----------------+--------+--------+---------
-//!  | "VUGM" | vers.| kind | stream | flags  |    sequence     | length |  CRC   | payload
-//!  +--------+------+------+--------+--------+-----------------+--------+--------+---------
+//!  0        4      6      8        12       16           24       28       32         64
+//!  +--------+------+------+--------+--------+------------+--------+--------+----------+---------
+//!  | "VUGM" | vers.| kind | stream | flags  |  sequence  | length |  CRC   | zeros    | payload
+//!  +--------+------+------+--------+--------+------------+--------+--------+----------+---------
 //!
 //!  1 IDENTITY       first; what the destination must be like: name and value pairs
 //!  2 DEVICE_DATA    what the device's driver gave; flag 1: ends one of its transactions
@@ -19,8 +19,13 @@
 //!
 //! `stream` is a number drawn for this stream, `sequence` counts its records from 0, so that records left
 //! out, repeated, moved or taken from another stream are noticed. The CRC (CRC-32 of ISO-HDLC) covers the
-//! header before it and the payload. It guards against accidents, not against malice: a stream is to be
+//! payload and then the header before it. It guards against accidents, not against malice: a stream is to be
 //! believed as far as whoever sends it.
+//!
+//! A header takes a whole cache line, so that a payload behind one in shared memory begins with one: copies to where
+//! none begins are slower.
+
+use std::mem::offset_of;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -28,7 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The first bytes of every record.
 pub const MAGIC: [u8; 4] = *b"VUGM";
 /// The version written here, and the only one read.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a header.
 pub const HEADER: usize = size_of::<Header>();
 /// The longest payload, in bytes.
@@ -61,6 +66,9 @@ pub enum StreamError {
         /// Which came.
         found: u64,
     },
+    /// Bytes of a header that must be zero are not.
+    #[error("Record {0} has something where its header must be zero")]
+    NotZero(u64),
     /// A record of another stream.
     #[error("Record {0} belongs to another stream")]
     Stream(u64),
@@ -145,15 +153,13 @@ struct Header {
     sequence: U64,
     length: U32,
     crc: U32,
+    zeros: [u8; 32],
 }
 
 impl Header {
-    /// The checksum of everything before its own field.
-    fn begin_crc(&self) -> crc32fast::Hasher {
-        let mut hasher = crc32fast::Hasher::new();
-        let bytes = self.as_bytes();
-        hasher.update(&bytes[..HEADER - size_of::<U32>()]);
-        hasher
+    /// What of a header the checksum covers.
+    fn covered(&self) -> &[u8] {
+        &self.as_bytes()[..offset_of!(Self, crc)]
     }
 }
 
@@ -168,23 +174,17 @@ pub struct Record {
     pub flags: u32,
     /// Bytes of payload.
     pub length: usize,
-    crc: u32,
-    hasher: crc32fast::Hasher,
+    header: Header,
 }
 
 impl Record {
-    /// The hasher to be given the payload.
-    #[must_use]
-    pub fn hasher(&self) -> crc32fast::Hasher {
-        self.hasher.clone()
-    }
-
-    /// Compares the checksum with that of a hasher that has seen the payload.
+    /// Compares the checksum with that of a hasher that has seen the payload, and nothing else.
     ///
     /// # Errors
     /// [`StreamError::Checksum`].
-    pub fn check(&self, hasher: crc32fast::Hasher) -> Result<(), StreamError> {
-        if hasher.finalize() == self.crc {
+    pub fn check(&self, mut hasher: crc32fast::Hasher) -> Result<(), StreamError> {
+        hasher.update(self.header.covered());
+        if hasher.finalize() == self.header.crc.get() {
             Ok(())
         } else {
             Err(StreamError::Checksum(self.sequence))
@@ -206,7 +206,7 @@ impl Numbering {
         Self { stream, next: 0 }
     }
 
-    /// The header of the next record; `hash` feeds the payload to the checksum.
+    /// The header of the next record; `hasher` has seen its payload, and nothing else.
     ///
     /// The caller keeps `length` within [`MAX_PAYLOAD`].
     pub fn header(
@@ -214,7 +214,7 @@ impl Numbering {
         kind: Kind,
         flags: u32,
         length: usize,
-        hash: impl FnOnce(&mut crc32fast::Hasher),
+        mut hasher: crc32fast::Hasher,
     ) -> [u8; HEADER] {
         let mut header = Header {
             magic: MAGIC,
@@ -225,17 +225,19 @@ impl Numbering {
             sequence: self.next.into(),
             length: u32::try_from(length).unwrap_or(u32::MAX).into(),
             crc: 0.into(),
+            zeros: [0; 32],
         };
         self.next += 1;
-        let mut hasher = header.begin_crc();
-        hash(&mut hasher);
+        hasher.update(header.covered());
         header.crc = hasher.finalize().into();
         zerocopy::transmute!(header)
     }
 
     /// A whole record with a payload at hand.
     pub fn record(&mut self, kind: Kind, flags: u32, payload: &[u8]) -> Vec<u8> {
-        let header = self.header(kind, flags, payload.len(), |hasher| hasher.update(payload));
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(payload);
+        let header = self.header(kind, flags, payload.len(), hasher);
         [&header[..], payload].concat()
     }
 }
@@ -277,6 +279,9 @@ impl Sequence {
         if flags & !kind.known_flags() != 0 {
             return Err(StreamError::Flags(at, flags));
         }
+        if header.zeros != [0; 32] {
+            return Err(StreamError::NotZero(at));
+        }
         let found = header.sequence.get();
         if found != at {
             return Err(StreamError::Sequence {
@@ -306,8 +311,7 @@ impl Sequence {
             sequence: at,
             flags,
             length,
-            crc: header.crc.get(),
-            hasher: header.begin_crc(),
+            header,
         })
     }
 }
@@ -320,7 +324,7 @@ mod tests {
         let (header, payload) = bytes.split_first_chunk().unwrap();
         let record = sequence.header(header)?;
         assert_eq!(record.length, payload.len());
-        let mut hasher = record.hasher();
+        let mut hasher = crc32fast::Hasher::new();
         hasher.update(payload);
         record.check(hasher)?;
         Ok(record.kind)
@@ -348,15 +352,16 @@ mod tests {
     fn the_layout() {
         let record = &stream(0x0102_0304)[1];
         let expected = [
-            b'V', b'U', b'G', b'M', 1, 0, 2, 0, 4, 3, 2, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 4,
+            b'V', b'U', b'G', b'M', 2, 0, 2, 0, 4, 3, 2, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 4,
             0, 0, 0,
         ];
         assert_eq!(record[..28], expected);
         assert_eq!(
             record[28..32],
-            crc32fast::hash(&[&expected[..], b"data"].concat()).to_le_bytes()
+            crc32fast::hash(&[b"data", &expected[..]].concat()).to_le_bytes()
         );
-        assert_eq!(&record[32..], b"data");
+        assert_eq!(record[32..64], [0; 32]);
+        assert_eq!(&record[64..], b"data");
     }
 
     #[test]
@@ -396,7 +401,7 @@ mod tests {
                     if read.length != record.len() - HEADER {
                         return Err(StreamError::Truncated(at as u64));
                     }
-                    let mut hasher = read.hasher();
+                    let mut hasher = crc32fast::Hasher::new();
                     hasher.update(&record[HEADER..]);
                     read.check(hasher)
                 });

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use log::{debug, warn};
+use rustix::io::Errno;
 use vfio_user_protocol::migration::MigrationState as State;
 
 use super::buffer::{Piece, Room};
@@ -36,6 +37,14 @@ enum Transfer {
     None,
     Saving(Source),
     Loading(Sink),
+}
+
+/// Asks how much a device gives that is stopped, or would be.
+fn ask_stop_copy(estimate: &mut Estimate, driver: &dyn MigrationDriver) {
+    estimate.stopped(Instant::now());
+    if let Ok(whole) = driver.stop_copy_size() {
+        estimate.told_whole(whole);
+    }
 }
 
 #[derive(Debug)]
@@ -169,15 +178,59 @@ impl Migration {
             return Err(IllegalChange::Missing(to).into());
         }
         let mut from = self.ask_state(driver)?;
+        self.see_whether_it_left(&mut inner, from, guest)?;
         // The table first: nothing is lost over a change that is not there.
         states::way(from, to, support)?;
         if from == State::Resuming && to != State::Resuming {
             from = self.leave_resuming(&mut inner, driver, guest)?;
         }
         for next in states::way(from, to, support)? {
-            self.take_arc(&mut inner, driver, next, next == to, guest)?;
+            let taken = self.take_arc(&mut inner, driver, next, next == to, guest);
+            if let Err(error) = taken {
+                if !show.0 {
+                    self.leave_hidden_state(&mut inner, driver, guest);
+                }
+                return Err(error);
+            }
         }
         Ok(())
+    }
+
+    /// A device may leave a state by itself, reset by another owner of its bus, say. What it was sent or received until
+    /// then is worth nothing.
+    fn see_whether_it_left(
+        &self,
+        inner: &mut Inner,
+        now: State,
+        guest: &dyn Guest,
+    ) -> Result<(), Error> {
+        match inner.transfer {
+            Transfer::Loading(_) if !matches!(now, State::Resuming | State::Error) => {
+                self.abandon(inner, guest, Some(Error::Reset)).map(drop)
+            }
+            Transfer::Saving(_) if !states::saves(now) => {
+                inner.transfer = Transfer::None;
+                Err(Error::Reset)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A client that does not know the P2P states is not left in one when the next arc fails, if that can be helped.
+    fn leave_hidden_state(
+        &self,
+        inner: &mut Inner,
+        driver: &dyn MigrationDriver,
+        guest: &dyn Guest,
+    ) {
+        let back = match self.last_state() {
+            State::RunningP2p => State::Running,
+            State::PreCopyP2p => State::PreCopy,
+            _ => return,
+        };
+        if let Err(error) = self.take_arc(inner, driver, back, true, guest) {
+            debug!("Left in a state the client does not know: {error}");
+        }
     }
 
     fn take_arc(
@@ -221,8 +274,7 @@ impl Migration {
             }
             (saving, None, Transfer::Saving(mut source)) if states::saves(saving) => {
                 if saving == State::StopCopy {
-                    let whole = driver.stop_copy_size().ok();
-                    inner.estimate.told(None, whole, Instant::now());
+                    ask_stop_copy(&mut inner.estimate, driver);
                 } else if stays {
                     // Not on the way to STOP_COPY: asking may take a driver long, and the guest is down.
                     let _ = self.ask_sizes(inner, driver, &mut source);
@@ -252,8 +304,7 @@ impl Migration {
         )]
         let mut source = Source::new(stream, number as u32, guest);
         if state == State::StopCopy {
-            let whole = driver.stop_copy_size().ok();
-            inner.estimate.told(None, whole, Instant::now());
+            ask_stop_copy(&mut inner.estimate, driver);
         } else if let Err(error) = self.ask_sizes(inner, driver, &mut source) {
             // Sizes are a service; without them a device still migrates.
             debug!("Sizes not told: {error}");
@@ -269,13 +320,14 @@ impl Migration {
         source: &mut Source,
     ) -> Result<PrecopyInfo, Error> {
         let what = "Asking what is left of pre-copy";
-        let info = source
-            .precopy_info()
-            .map_err(|errno| Error::Driver { what, errno });
-        let whole = driver.stop_copy_size().ok();
-        let told = info.as_ref().ok().copied();
-        inner.estimate.told(told, whole, Instant::now());
-        info
+        let info = source.precopy_info();
+        if let Ok(info) = info {
+            inner.estimate.told_precopy(info, Instant::now());
+        }
+        if let Ok(whole) = driver.stop_copy_size() {
+            inner.estimate.told_whole(whole);
+        }
+        info.map_err(|errno| Error::Driver { what, errno })
     }
 
     /// Loads what was received, or resets the device; the state it is then in.
@@ -348,16 +400,20 @@ impl Migration {
         }
     }
 
-    /// `VFIO_DEVICE_FEATURE_MIG_DATA_SIZE`: the driver's estimate of a stop-copy, in bytes; garbage is 0.
+    /// `VFIO_DEVICE_FEATURE_MIG_DATA_SIZE`: the driver's estimate of a stop-copy, in bytes.
     ///
     /// # Errors
-    /// What the driver says.
+    /// What the driver says; ENOTTY for garbage, as 0 would be taken for next to nothing.
     pub fn data_size(&self) -> Result<u64, Error> {
         let _inner = self.lock();
         let what = "Asking for the size of a stop-copy";
         let size = self.driver()?.stop_copy_size();
         let size = size.map_err(|errno| Error::Driver { what, errno })?;
-        Ok(if i64::try_from(size).is_ok() { size } else { 0 })
+        if i64::try_from(size).is_err() {
+            let errno = Errno::NOTTY;
+            return Err(Error::Driver { what, errno });
+        }
+        Ok(size)
     }
 
     /// `VFIO_MIG_GET_PRECOPY_INFO`; garbage is 0.
@@ -378,14 +434,15 @@ impl Migration {
         let Transfer::Saving(mut source) = std::mem::take(&mut inner.transfer) else {
             return Err(wrong);
         };
-        let info = self.ask_sizes(&mut inner, driver, &mut source);
+        let asked = self.ask_sizes(&mut inner, driver, &mut source);
+        let reinit = asked.is_ok() && source.take_reinit();
         inner.transfer = Transfer::Saving(source);
-        let info = info?;
+        asked?;
         let Pending { initial, dirty, .. } = inner.estimate.pending(Instant::now());
         Ok(PrecopyInfo {
             initial,
             dirty,
-            ..info
+            reinit,
         })
     }
 
@@ -417,8 +474,8 @@ impl Migration {
             }
             Transfer::None => {
                 // Nothing moves yet: what a stop-copy would give is all there is to say, and always asked.
-                let whole = driver.stop_copy_size().ok();
-                inner.estimate.told(None, whole, Instant::now());
+                inner.estimate = Estimate::new(Instant::now());
+                ask_stop_copy(&mut inner.estimate, driver);
                 exact_now = true;
                 // A device without pre-copy has no initial data that a switch-over would wait for.
                 !driver.support().pre_copy
@@ -441,7 +498,7 @@ impl Migration {
         let Inner {
             transfer, estimate, ..
         } = &mut *inner;
-        match transfer {
+        let read = match transfer {
             Transfer::Saving(source) if states::saves(state) => {
                 source.read(room, state == State::StopCopy, estimate, guest)
             }
@@ -449,7 +506,13 @@ impl Migration {
                 what: "Reading migration data",
                 state,
             }),
+        };
+        if self.resets.load(Ordering::SeqCst) != inner.resets {
+            // What the guest set up may have been read after the reset, and the device's data before.
+            inner.transfer = Transfer::None;
+            return Err(Error::Reset);
         }
+        read
     }
 
     /// Writes a piece of the stream.

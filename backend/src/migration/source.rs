@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The sending end: turns what the driver gives into records, in whatever pieces the client asks for.
 //!
-//! Device data is read from the driver straight into the client's room, behind space for the record's header.
-//! Only where the room is too small for that is a record made apart and handed out piece by piece.
+//! Device data is read from the driver straight into the client's room, behind space for the record's header; in a reply,
+//! a device that can lends it instead. Only where the room is too small for that is a record made apart and handed out
+//! piece by piece.
+
+use std::time::Instant;
 
 use log::warn;
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
 use super::buffer::Room;
+use super::checksum;
 use super::driver::{DataStream, PrecopyInfo, Taken};
 use super::error::Error;
 use super::estimate::Estimate;
@@ -17,6 +21,8 @@ use super::record::{ENDS_TRANSACTION, HEADER, Kind, MAX_PAYLOAD, Numbering};
 
 /// Less room than this is not worth a record of its own in it.
 const MIN_DIRECT: usize = HEADER + 4096;
+/// Bytes asked of the driver at once: what it gives is hashed while in the cache. A multiple of a cache line.
+const READ: usize = 256 << 10;
 /// Bytes of device data in a record that is made apart.
 const STAGED: usize = 64 << 10;
 
@@ -31,11 +37,22 @@ pub enum More {
     No,
 }
 
-/// What the driver had.
+/// What one read of the driver gave.
 enum Given {
     Data(Taken),
+    Nothing(Nothing),
+}
+
+/// Why it gave nothing.
+enum Nothing {
     Later,
     End,
+}
+
+/// A record of what the driver gave, if it gave anything, and what it said after that.
+struct Filled {
+    data: Option<Taken>,
+    then: Result<Option<Nothing>, Errno>,
 }
 
 /// How far initial data is.
@@ -56,6 +73,8 @@ pub struct Source {
     staged: Vec<u8>,
     handed: usize,
     initial: Initial,
+    /// The driver told of new initial data, and no client knows yet.
+    reinit: bool,
     sent: u64,
     ended: bool,
 }
@@ -71,6 +90,7 @@ impl Source {
             staged,
             handed: 0,
             initial: Initial::Expected,
+            reinit: false,
             sent: 0,
             ended: false,
         }
@@ -92,11 +112,17 @@ impl Source {
         if i64::try_from(info.initial).is_err() {
             info.initial = 0;
         }
+        self.reinit |= info.reinit;
         if (info.reinit || info.initial > 0) && self.initial == Initial::Done {
             self.initial = Initial::Expected;
             self.stage(Kind::InitialAgain, &[]);
         }
         Ok(info)
+    }
+
+    /// Whether the driver told of new initial data since this was last asked, to whomever.
+    pub fn take_reinit(&mut self) -> bool {
+        std::mem::take(&mut self.reinit)
     }
 
     /// Fills `room` from its start; returns how much was filled and whether there is more. `stopped` is
@@ -112,6 +138,7 @@ impl Source {
         guest: &dyn Guest,
     ) -> Result<(usize, More), Error> {
         let mut at = 0;
+        let mut later = false;
         loop {
             at += self.hand_out(room, at);
             if at == room.len() {
@@ -120,9 +147,14 @@ impl Source {
             if self.ended {
                 return Ok((at, More::No));
             }
+            // Not asked again, whatever was staged: a driver whose figures change all the time would never be done.
+            if later {
+                return Ok((at, More::Later));
+            }
             match self.more(room, &mut at, stopped, estimate, guest) {
-                Ok(true) => {}
-                Ok(false) => return Ok((at, More::Later)),
+                Ok(nothing) => later = nothing,
+                // The error comes again, or does not matter.
+                Err(_) if at > 0 && room.may_be_short() => return Ok((at, More::Yes)),
                 Err(errno) => {
                     self.take_back(room, at);
                     let what = "Reading migration data";
@@ -132,7 +164,7 @@ impl Source {
         }
     }
 
-    /// Gets something into `room` at `at`, or staged. False if there is nothing for now.
+    /// Gets something into `room` at `at`, or staged. True if the driver has nothing more for now.
     fn more(
         &mut self,
         room: &mut Room<'_>,
@@ -141,48 +173,96 @@ impl Source {
         estimate: &mut Estimate,
         guest: &dyn Guest,
     ) -> Result<bool, Errno> {
-        let left = room.len() - *at;
-        let given = if left >= MIN_DIRECT {
-            let length = (left - HEADER).min(MAX_PAYLOAD);
-            let stream = &mut self.stream;
-            let given = room.fill(*at + HEADER, length, |to| give(&mut **stream, to, stopped));
-            let given = given.unwrap_or(Err(Errno::INVAL))?;
-            if let Given::Data(taken) = &given {
-                let payload = *at + HEADER;
-                let header =
-                    self.numbering
-                        .header(Kind::DeviceData, flags(taken), taken.length, |hasher| {
-                            room.hash(payload, taken.length, hasher)
-                        });
-                room.put(*at, &header);
-                *at = payload + taken.length;
-            }
-            given
+        let filled = if room.len() - *at >= MIN_DIRECT {
+            self.fill(room, at, stopped)
         } else {
-            self.stage_data(stopped)?
+            self.stage_data(stopped)
         };
-        match given {
-            Given::Data(taken) => {
-                self.sent += taken.length as u64;
-                estimate.read(taken.length as u64);
-                if !stopped && estimate.initial() == 0 && self.initial == Initial::Expected {
-                    self.refresh(estimate)?;
-                }
-            }
-            Given::Later => {
-                // Asking makes some drivers go on; what they then have is for the next call.
+        if let Some(taken) = filled.data {
+            self.sent += taken.length as u64;
+            estimate.read(taken.length as u64);
+            if !stopped && estimate.initial() == 0 && self.initial == Initial::Expected {
                 self.refresh(estimate)?;
-                return Ok(self.handed < self.staged.len());
             }
-            Given::End => {
-                let state = guest.save().encode();
+        }
+        match filled.then? {
+            None => return Ok(false),
+            // Asking makes some drivers go on; what they then have is for the next call.
+            Some(Nothing::Later) => self.refresh(estimate)?,
+            Some(Nothing::End) => {
+                let state = guest.save().map_err(|why| {
+                    warn!("What the guest set up cannot be saved: {why}");
+                    Errno::IO
+                })?;
                 let total = self.sent.to_le_bytes();
-                self.stage(Kind::GuestState, &state);
+                self.stage(Kind::GuestState, &state.encode());
                 self.stage(Kind::End, &total);
                 self.ended = true;
+                return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// One record of device data straight into `room` at `at`, where at least [`MIN_DIRECT`] bytes are left. Goes on
+    /// until that is full or the driver gives nothing more, so that short reads make no short records.
+    fn fill(&mut self, room: &mut Room<'_>, at: &mut usize, stopped: bool) -> Filled {
+        let payload = *at + HEADER;
+        let most = (room.len() - payload).min(MAX_PAYLOAD);
+        let mut taken = Taken::default();
+        let mut hasher = crc32fast::Hasher::new();
+        let mut then = Ok(None);
+        if stopped {
+            match room.borrow(payload, most, &mut *self.stream) {
+                Ok(Some(lent)) => {
+                    checksum::feed(&mut hasher, &lent);
+                    taken.length = lent.len();
+                }
+                Ok(None) => {}
+                Err(errno) => then = Err(errno),
+            }
+        }
+        while then.is_ok() && taken.length < most && !taken.ends_transaction {
+            let length = (most - taken.length).min(READ);
+            let stream = &mut *self.stream;
+            let given = room.fill(payload + taken.length, length, |to| {
+                let given = give(stream, to, stopped)?;
+                if let Given::Data(more) = &given
+                    && let Ok(data) = to.subslice(0, more.length)
+                {
+                    // While it is in the cache.
+                    checksum::feed(&mut hasher, &data);
+                }
+                Ok(given)
+            });
+            match given.unwrap_or(Err(Errno::INVAL)) {
+                Ok(Given::Data(more)) => {
+                    taken.length += more.length;
+                    taken.ends_transaction = more.ends_transaction;
+                }
+                Ok(Given::Nothing(nothing)) => {
+                    then = Ok(Some(nothing));
+                    break;
+                }
+                Err(errno) => {
+                    then = Err(errno);
+                    break;
+                }
+            }
+        }
+        if taken.length == 0 {
+            return Filled { data: None, then };
+        }
+        let flags = flags(&taken);
+        let header = self
+            .numbering
+            .header(Kind::DeviceData, flags, taken.length, hasher);
+        room.put(*at, &header);
+        *at = payload + taken.length;
+        Filled {
+            data: Some(taken),
+            then,
+        }
     }
 
     /// Asks what is left, and tells the destination when initial data is over.
@@ -192,7 +272,7 @@ impl Source {
             Err(Errno::NOTTY | Errno::INVAL) => PrecopyInfo::default(),
             other => other?,
         };
-        estimate.told_precopy(info);
+        estimate.told_precopy(info, Instant::now());
         if info.initial == 0 && self.initial == Initial::Expected {
             self.initial = Initial::Done;
             self.stage(Kind::InitialDone, &[]);
@@ -201,30 +281,36 @@ impl Source {
     }
 
     /// One record of device data, made apart.
-    fn stage_data(&mut self, stopped: bool) -> Result<Given, Errno> {
-        let mut data = std::mem::take(&mut self.staged);
-        data.resize(HEADER + STAGED, 0);
+    fn stage_data(&mut self, stopped: bool) -> Filled {
+        let mut record = std::mem::take(&mut self.staged);
+        record.resize(HEADER + STAGED, 0);
         self.handed = 0;
+        let (header, payload) = record.split_at_mut(HEADER);
         let given = give(
             &mut *self.stream,
-            &VolatileSlice::from(&mut data[HEADER..]),
+            &VolatileSlice::from(&mut *payload),
             stopped,
         );
-        let length = match &given {
-            Ok(Given::Data(taken)) => {
-                let payload = &data[HEADER..HEADER + taken.length];
-                let hash = |hasher: &mut crc32fast::Hasher| hasher.update(payload);
-                let header =
-                    self.numbering
-                        .header(Kind::DeviceData, flags(taken), taken.length, hash);
-                data[..HEADER].copy_from_slice(&header);
-                HEADER + taken.length
-            }
-            _ => 0,
+        let (data, then) = match given {
+            Ok(Given::Data(taken)) => (Some(taken), Ok(None)),
+            Ok(Given::Nothing(nothing)) => (None, Ok(Some(nothing))),
+            Err(errno) => (None, Err(errno)),
         };
-        data.truncate(length);
-        self.staged = data;
-        given
+        let length = data.map_or(0, |taken| {
+            let mut hasher = crc32fast::Hasher::new();
+            hasher.update(&payload[..taken.length]);
+            let flags = flags(&taken);
+            header.copy_from_slice(&self.numbering.header(
+                Kind::DeviceData,
+                flags,
+                taken.length,
+                hasher,
+            ));
+            HEADER + taken.length
+        });
+        record.truncate(length);
+        self.staged = record;
+        Filled { data, then }
     }
 
     fn stage(&mut self, kind: Kind, payload: &[u8]) {
@@ -250,8 +336,7 @@ impl Source {
         if length == 0 {
             return;
         }
-        let mut kept = vec![0; length];
-        room.fill(0, length, |slice| slice.copy_to(&mut kept[..]));
+        let mut kept = room.copy_out(length);
         kept.extend_from_slice(self.staged.get(self.handed..).unwrap_or_default());
         self.staged = kept;
         self.handed = 0;
@@ -277,12 +362,12 @@ fn give(
             // A driver that claims more than there was room for.
             (Ok(taken), _) if taken.length > to.len() => Err(Errno::IO),
             (Ok(taken), _) if taken.length > 0 => Ok(Given::Data(taken)),
-            (Ok(_), true) => Ok(Given::End),
-            (Ok(_) | Err(Errno::NOMSG | Errno::AGAIN), false) => Ok(Given::Later),
+            (Ok(_), true) => Ok(Given::Nothing(Nothing::End)),
+            (Ok(_) | Err(Errno::NOMSG | Errno::AGAIN), false) => Ok(Given::Nothing(Nothing::Later)),
             (Err(Errno::NOMSG), true) => {
                 // Not allowed there; the drivers known to do it mean the end.
                 warn!("The driver says ENOMSG in STOP_COPY: taken as the end of its data");
-                Ok(Given::End)
+                Ok(Given::Nothing(Nothing::End))
             }
             (Err(Errno::AGAIN), true) => {
                 stream.wait()?;

@@ -126,7 +126,7 @@ impl MigrationCommands {
             return Err(Refusal::bad("mig_data_read.size", asked.size.into()));
         }
         let function = &*self.function;
-        let mut room = Room::Private(reply.data(size));
+        let mut room = reply.room(size);
         let (length, _) = function.migration().read(&mut room, function)?;
         reply.shorten_data(length);
         let size = u32::try_from(length).unwrap_or(u32::MAX);

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The answers on one socket: a reply in the making, sent, or a refusal with its reason kept.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use vfio_user_protocol::transport::Sender;
 use vfio_user_protocol::{DecodeError, Header};
+use vm_memory::{VolatileMemoryError, WriteVolatile};
 
 use super::refusal::Refusal;
 use super::session::SessionError;
+use crate::migration::buffer::{Borrowed, Room};
 use crate::ratelimit::peer_log;
 use crate::report::chain;
 
@@ -20,6 +23,8 @@ pub(super) struct Reply {
     /// Bulk data that follows; the first `data_len` bytes.
     data: Vec<u8>,
     data_len: usize,
+    /// What is sent instead of a part of `data`.
+    borrowed: Option<Borrowed>,
     /// Descriptors that go with it.
     pub(super) fds: Vec<OwnedFd>,
 }
@@ -29,6 +34,7 @@ impl Reply {
         self.payload.clear();
         self.fds.clear();
         self.data_len = 0;
+        self.borrowed = None;
     }
 
     /// Room for `length` bytes of bulk data, with whatever was there before in it.
@@ -38,6 +44,15 @@ impl Reply {
         }
         self.data_len = length;
         &mut self.data[..length]
+    }
+
+    /// The same, for migration data.
+    pub(super) fn room(&mut self, length: usize) -> Room<'_> {
+        self.data(length);
+        Room::Reply {
+            bytes: &mut self.data[..length],
+            borrowed: &mut self.borrowed,
+        }
     }
 
     /// Keeps only the first `length` bytes of bulk data.
@@ -67,17 +82,44 @@ impl Replies {
             payload,
             data,
             data_len,
+            borrowed,
             fds,
         } = reply;
         let data = &data[..*data_len];
         let header = request.reply(payload.len() + data.len());
         // Almost no reply carries a descriptor, and none more than a few.
-        let mut borrowed = Vec::new();
-        borrowed.extend(fds.iter().map(|fd| fd.as_fd()));
-        let fds: &[BorrowedFd<'_>] = &borrowed;
-        self.sender
-            .send(&header, &[payload, data], fds)
-            .map_err(SessionError::Send)
+        let mut passed = Vec::new();
+        passed.extend(fds.iter().map(|fd| fd.as_fd()));
+        let fds: &[BorrowedFd<'_>] = &passed;
+        let sent = match borrowed {
+            None => self.sender.send(&header, &[payload, data], fds),
+            Some(borrowed) => self.send_borrowed(&header, payload, data, borrowed),
+        };
+        sent.map_err(SessionError::Send)
+    }
+
+    /// A message of which a part lies in memory that others may change, so that it cannot go into one sendmsg with the
+    /// rest.
+    fn send_borrowed(
+        &self,
+        header: &Header,
+        payload: &[u8],
+        data: &[u8],
+        borrowed: &Borrowed,
+    ) -> io::Result<()> {
+        let lost = || io::Error::from(Errno::FAULT);
+        let lent = borrowed.lent.bytes().ok_or_else(lost)?;
+        let (before, rest) = data.split_at_checked(borrowed.at).ok_or_else(lost)?;
+        let (_, after) = rest.split_at_checked(lent.len()).ok_or_else(lost)?;
+        let mut stream = self.sender.stream().try_clone()?;
+        self.sender.send(header, &[payload, before], &[])?;
+        stream
+            .write_all_volatile(&lent)
+            .map_err(|error| match error {
+                VolatileMemoryError::IOError(error) => error,
+                other => io::Error::other(other),
+            })?;
+        stream.write_all(after)
     }
 
     pub(super) fn refuse(

@@ -455,7 +455,7 @@ fn a_loaded_config_space_reaches_the_device_with_decoding_last() {
     write(0x10, &0x8000_0000_u32.to_le_bytes());
     write(u64::from(PCI_COMMAND), &[6, 0]);
     write(0x3c, &[11]);
-    let saved = source.save();
+    let saved = source.save().unwrap();
 
     let (fake, destination) = function();
     fake.take_asked();
@@ -481,7 +481,7 @@ fn a_loaded_config_space_reaches_the_device_with_decoding_last() {
         !writes.iter().any(|(at, _)| *at == 0 || *at == 8),
         "{writes:?}"
     );
-    assert_eq!(destination.save(), saved);
+    assert_eq!(destination.save().unwrap(), saved);
 }
 
 /// START, a write of the device, an unmap, REPORT, the client's leaving: as the kernel hears of it.

@@ -9,16 +9,17 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{
     FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, fallocate,
     fcntl_add_seals, fstat, ftruncate, memfd_create, open, seek,
 };
-use rustix::io::{Errno, pwrite};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, pwrite};
 use vm_memory::VolatileSlice;
 
 use crate::memory::{Access, Mapping, MappingError};
+use crate::migration::{Lend, Lent};
 
 /// The least VRAM, in bytes.
 pub const MIN_SIZE: u64 = 1 << 20;
@@ -90,7 +91,7 @@ pub struct Vram {
     size: u64,
     /// Its file has a name and is kept for whoever looks at it.
     named: bool,
-    memory: RwLock<Memory>,
+    memory: RwLock<Arc<Memory>>,
 }
 
 /// The file and where it is mapped.
@@ -132,7 +133,7 @@ impl Vram {
     }
 
     fn over(file: OwnedFd, size: u64, named: bool) -> Result<Self, VramError> {
-        let memory = RwLock::new(Memory::new(file, size)?);
+        let memory = RwLock::new(Arc::new(Memory::new(file, size)?));
         Ok(Self {
             size,
             named,
@@ -154,11 +155,11 @@ impl Vram {
         self.memory().file.try_clone()
     }
 
-    fn memory(&self) -> RwLockReadGuard<'_, Memory> {
+    fn memory(&self) -> RwLockReadGuard<'_, Arc<Memory>> {
         self.memory.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn memory_mut(&self) -> RwLockWriteGuard<'_, Memory> {
+    fn memory_mut(&self) -> RwLockWriteGuard<'_, Arc<Memory>> {
         self.memory.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -261,6 +262,23 @@ impl Vram {
         Ok(())
     }
 
+    /// A part of the memory to be sent from where it lies; it stays while it is lent, with whatever is written to it. Not
+    /// of a named file, which may be truncated meanwhile.
+    #[must_use]
+    pub fn lend(&self, offset: u64, length: usize) -> Option<Lent> {
+        if self.named {
+            return None;
+        }
+        let memory = Arc::clone(&self.memory());
+        part(&memory.mapping, offset, length as u64).ok()?;
+        let offset = usize::try_from(offset).ok()?;
+        Some(Lent {
+            memory,
+            offset,
+            length,
+        })
+    }
+
     /// Makes every byte 0 and gives the room back; a named file that was truncated is whole again.
     ///
     /// # Errors
@@ -273,7 +291,8 @@ impl Vram {
         }
         let all = usize::try_from(self.size).unwrap_or(usize::MAX);
         if memory.mapping.lost_within(0, all).is_some() {
-            memory.mapping = Mapping::new(memory.file.as_fd(), 0, self.size, Access::READ_WRITE)?;
+            let file = fcntl_dupfd_cloexec(&memory.file, 0).map_err(refused("dup"))?;
+            *memory = Arc::new(Memory::new(file, self.size)?);
         }
         memory.zero(0..self.size)
     }
@@ -340,8 +359,14 @@ impl Vram {
         if self.named {
             return self.zero();
         }
-        *self.memory_mut() = Memory::new(sealed_memfd(self.size)?, self.size)?;
+        *self.memory_mut() = Arc::new(Memory::new(sealed_memfd(self.size)?, self.size)?);
         Ok(())
+    }
+}
+
+impl Lend for Memory {
+    fn part(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>> {
+        self.mapping.slice(offset, length)
     }
 }
 

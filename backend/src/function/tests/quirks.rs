@@ -458,7 +458,7 @@ fn registers_and_quirks_move_to_another_function() {
             .is_empty()
     );
     map(&destination, 0x4000, 32, Access::READ_WRITE);
-    Guest::load(&destination, &source.save()).unwrap();
+    Guest::load(&destination, &source.save().unwrap()).unwrap();
     assert_eq!(read(&destination, CONFIG, 0xfc), [0, 0x70, 0, 0]);
     assert_eq!(
         read(&destination, CONFIG, 0xc0),
@@ -481,7 +481,7 @@ fn registers_and_quirks_move_to_another_function() {
             .iter()
             .any(|difference| difference.name == "quirks")
     );
-    let mut foreign = source.save();
+    let mut foreign = source.save().unwrap();
     foreign.quirks = vec![3, b'a', b'b', b'c', 0, 0, 0, 0];
     assert!(Guest::check(&source, &foreign).unwrap_err().contains("abc"));
 }

@@ -265,6 +265,8 @@ pub(super) struct Front {
     pub(super) loaded: Mutex<Option<GuestState>>,
     /// Fails a load.
     pub(super) refuses: bool,
+    /// What happens while it is saved.
+    pub(super) while_saved: Mutex<Option<fn(&Front)>>,
 }
 
 impl Front {
@@ -283,6 +285,7 @@ impl Front {
             },
             loaded: Mutex::new(None),
             refuses: false,
+            while_saved: Mutex::new(None),
         }
     }
 }
@@ -291,8 +294,11 @@ impl Guest for Front {
     fn identity(&self) -> Identity {
         self.identity.clone()
     }
-    fn save(&self) -> GuestState {
-        self.state.clone()
+    fn save(&self) -> Result<GuestState, String> {
+        if let Some(also) = &mut *self.while_saved.lock().unwrap() {
+            also(self);
+        }
+        Ok(self.state.clone())
     }
     fn check(&self, state: &GuestState) -> Result<(), String> {
         if state.config.len() == self.state.config.len() {

@@ -4,10 +4,10 @@
 //! A sequence of chunks, little endian, nothing between them:
 //!
 //! ```text
-//!  0        4        8                16               24
-//!  +--------+--------+----------------+----------------+----------------- - -
-//!  | kind   | 0      | offset         | length         | payload
-//!  +--------+--------+----------------+----------------+----------------- - -
+//!  0        4        8                16               24               32
+//!  +--------+--------+----------------+----------------+----------------+-------- - -
+//!  | kind   | 0      | offset         | length         | 0              | payload
+//!  +--------+--------+----------------+----------------+----------------+-------- - -
 //!
 //!  START ( VRAM | ZERO )* ENGINE DISPLAY LINES EXTRA* END
 //! ```
@@ -23,6 +23,9 @@
 //! | 7 EXTRA | where the last one ended | up to a granule | [`super::pattern`] from there |
 //! | 8 END | 0 | 0 | none |
 //!
+//! VRAM begins at multiples of 32 bytes of the stream: some processors copy several times slower to where the
+//! place in a page is 1 to 31 bytes further than that of the source.
+//!
 //! VRAM is zero before the first chunk; of several chunks for one place the last counts. There is as much EXTRA
 //! as START says, for tests of devices with much state that only a stopped device gives.
 
@@ -32,7 +35,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::super::bochs;
 
 /// Version of all this, part of the driver's data version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// What a stream begins with, in [`Start`].
 pub const MAGIC: [u8; 8] = *b"VGPU-MIG";
 /// VRAM is looked at, sent and placed in pieces of this many bytes.
@@ -110,6 +113,8 @@ wire! {
         pub offset: U64,
         /// Bytes of it.
         pub length: U64,
+        /// 0.
+        pub zeros: U64,
     }
 
     /// Payload of START.
@@ -200,6 +205,7 @@ impl Header {
             reserved: U32::ZERO,
             offset: offset.into(),
             length: length.into(),
+            zeros: U64::ZERO,
         }
     }
 }
@@ -217,10 +223,11 @@ mod tests {
             size_of::<Display>(),
             size_of::<Lines>(),
         ];
-        assert_eq!(sizes, [24, 32, 112, 28, 24]);
+        assert_eq!(sizes, [32, 32, 112, 28, 24]);
+        assert!(sizes[..2].iter().all(|size| size % 32 == 0));
         assert_eq!(FIXED, sizes[1..].iter().copied().max().unwrap());
         let header = Header::new(Kind::Zero, 0x1_0000, 0x4000);
-        let mut bytes = [0; 24];
+        let mut bytes = [0; 32];
         bytes[0] = 3;
         bytes[10] = 1;
         bytes[17] = 0x40;

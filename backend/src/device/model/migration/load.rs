@@ -240,7 +240,7 @@ impl Loading {
             Kind::End => offset == 0 && length == 0 && self.extra == self.extra_size,
             _ => offset == 0 && length == fixed_size(kind) as u64,
         };
-        if !good || header.reserved.get() != 0 {
+        if !good || header.reserved.get() != 0 || header.zeros.get() != 0 {
             return Err(shape);
         }
         self.last = Some(kind);

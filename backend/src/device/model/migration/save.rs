@@ -14,6 +14,7 @@
 //! ```
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
 
 use log::debug;
 use rustix::io::Errno;
@@ -25,9 +26,8 @@ use super::super::vram::{Vram, VramError, VramFault};
 use super::format::{self, GRANULE, HEADER, Header, Kind, MAGIC, Start, VERSION};
 use super::granules::Granules;
 use super::{Parts, parts, pattern};
+use crate::migration::Lent;
 
-/// The most granules in one chunk.
-const RUN: usize = 64;
 /// Bytes of ENGINE, DISPLAY and LINES.
 const FIXED_TAIL: usize = 3 * HEADER
     + size_of::<format::Engine>()
@@ -83,6 +83,8 @@ pub struct Saving {
     todo: Granules,
     /// To be sent as zero.
     zeros: Granules,
+    /// Bytes of VRAM whose chunk was begun in the last pass.
+    run: Range<u64>,
     /// For each granule the hash of what the destination has; 0 for zeros.
     sent: Vec<u64>,
     hash: Hash,
@@ -171,6 +173,7 @@ impl Saving {
             again: false,
             todo: allocated(&parts.vram)?,
             zeros: Granules::new(granules),
+            run: 0..0,
             // Zeros, of which the operating system gives pages only where they are written.
             sent: vec![0; granules],
             hash: Hash::new(),
@@ -239,6 +242,7 @@ impl Saving {
         let zeros = (self.zeros.len() as u64).saturating_mul(HEADER as u64);
         granules
             .saturating_add(zeros)
+            .saturating_add(self.run_left())
             .saturating_add(self.stage.len() as u64)
     }
 
@@ -317,26 +321,51 @@ impl Saving {
         Ok(Step::Nothing)
     }
 
-    /// Nobody needs to know any more what was sent, so that nothing is hashed.
+    /// Nobody needs to know any more what was sent, so that nothing is hashed, and a chunk is as long as there are
+    /// granules side by side.
     fn step_last(&mut self, room: &VolatileSlice<'_>, parts: &Parts) -> Result<Step, Errno> {
         parts.go_on()?;
-        let fitting = room.len().saturating_sub(HEADER) / GRANULE;
-        let Some((first, count)) = self.todo.take_run(fitting.clamp(1, RUN)) else {
+        if !self.begin_run() {
             return Ok(self.step_tail());
-        };
-        if fitting == 0 {
-            copy_out(&parts.vram, first, self.stage.payload())?;
-            self.stage
-                .chunk(Kind::Vram, place(first), GRANULE as u64, GRANULE);
+        }
+        if self.stage.len() > 0 {
             return Ok(Step::Staged);
         }
-        let length = count * GRANULE;
-        let header = Header::new(Kind::Vram, place(first), length as u64);
-        room.copy_from(header.as_bytes());
-        let target = room.subslice(HEADER, length).map_err(|_| Errno::INVAL)?;
-        let read = parts.vram.read_file(place(first), &target);
+        let length = room.len().min(clamp(self.run_left()));
+        let target = room.subslice(0, length).map_err(|_| Errno::INVAL)?;
+        let read = parts.vram.read_file(self.run.start, &target);
         read.map_err(lost)?;
-        Ok(Step::Direct(HEADER + length))
+        self.run.start += length as u64;
+        Ok(Step::Direct(length))
+    }
+
+    /// Begins the next chunk of the last pass unless one is under way; false if there is none.
+    fn begin_run(&mut self) -> bool {
+        if self.run.is_empty() {
+            let Some((first, count)) = self.todo.take_run(usize::MAX) else {
+                return false;
+            };
+            self.run = place(first)..place(first.saturating_add(count));
+            let length = self.run_left();
+            self.stage.chunk(Kind::Vram, self.run.start, length, 0);
+        }
+        true
+    }
+
+    fn run_left(&self) -> u64 {
+        self.run.end.saturating_sub(self.run.start)
+    }
+
+    /// What comes next where it lies, `most` bytes at the most; `None` for what must be read.
+    pub fn lend(&mut self, most: usize, parts: &Parts) -> Option<Lent> {
+        parts.go_on().ok()?;
+        if self.stage.len() > 0 || self.run.is_empty() {
+            return None;
+        }
+        let length = most.min(clamp(self.run_left()));
+        let lent = parts.vram.lend(self.run.start, length)?;
+        self.run.start += length as u64;
+        Some(lent)
     }
 
     fn step_tail(&mut self) -> Step {
@@ -416,10 +445,8 @@ pub fn whole_size(vram: &Vram, extra_size: u64) -> Result<u64, Errno> {
         .map_err(|error| refused(&error))?
         .div_ceil(GRANULE as u64);
     let start = (HEADER + size_of::<Start>()) as u64;
-    let headers = granules.div_ceil(RUN as u64).saturating_mul(HEADER as u64);
     Ok(granules
-        .saturating_mul(GRANULE as u64)
-        .saturating_add(headers)
+        .saturating_mul((HEADER + GRANULE) as u64)
         .saturating_add(start)
         .saturating_add(tail_size(extra_size)))
 }
@@ -429,6 +456,10 @@ fn tail_size(extra: u64) -> u64 {
     let headers = extra.div_ceil(GRANULE as u64).saturating_mul(HEADER as u64);
     let rest = (FIXED_TAIL + HEADER) as u64;
     extra.saturating_add(headers).saturating_add(rest)
+}
+
+fn clamp(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
 }
 
 fn place(granule: usize) -> u64 {

@@ -9,7 +9,7 @@ use vfio_user_protocol::migration::MigrationState;
 use vm_memory::VolatileSlice;
 
 use super::{Data, Shared, State, Transfer};
-use crate::migration::{DataStream, PrecopyInfo, Taken};
+use crate::migration::{DataStream, Lent, PrecopyInfo, Taken};
 
 /// The stream of one transfer.
 #[derive(Debug)]
@@ -86,6 +86,25 @@ impl DataStream for Stream {
             length: given,
             ends_transaction: false,
         })
+    }
+
+    fn lend(&mut self, most: usize) -> Option<Lent> {
+        let faults = &self.shared.faults;
+        if faults.slow_save.is_some() || faults.read_error.is_some() {
+            return None;
+        }
+        let mut state = self.lock().ok()?;
+        let stopped = state.at == MigrationState::StopCopy;
+        let transfer = state.current(self.number).ok()?;
+        let Data::Saving(saving) = &mut transfer.data else {
+            return None;
+        };
+        if !stopped || transfer.failed.is_some() {
+            return None;
+        }
+        let lent = saving.lend(most, &self.shared.parts)?;
+        transfer.moved = transfer.moved.saturating_add(lent.length as u64);
+        Some(lent)
     }
 
     fn write(&mut self, from: &VolatileSlice<'_>, _: bool) -> Result<usize, Errno> {

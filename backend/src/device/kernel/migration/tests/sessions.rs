@@ -25,9 +25,13 @@ fn read_all(function: &Function, size: usize) -> Result<Vec<u8>, SessionError> {
     let mut stream = Vec::new();
     loop {
         let mut room = vec![0; size];
-        let (length, more) = function
-            .migration()
-            .read(&mut Room::Private(&mut room), function)?;
+        let (length, more) = function.migration().read(
+            &mut Room::Reply {
+                bytes: &mut room,
+                borrowed: &mut None,
+            },
+            function,
+        )?;
         stream.extend_from_slice(&room[..length]);
         if more != More::Yes {
             return Ok(stream);
@@ -104,7 +108,10 @@ fn a_v1_source_goes_on_when_it_is_cancelled_anywhere() {
                 set(&source, StopCopy).unwrap();
             }
             let mut room = vec![0; 0x1234];
-            let mut room = Room::Private(&mut room);
+            let mut room = Room::Reply {
+                bytes: &mut room,
+                borrowed: &mut None,
+            };
             source.migration().read(&mut room, &source).unwrap();
         }
         set(&source, Running).unwrap();
@@ -121,7 +128,10 @@ fn a_state_changes_in_the_midst_of_a_section() {
         let source = function(source);
         set(&source, PreCopy).unwrap();
         let mut stream = vec![0; 0x1300];
-        let mut room = Room::Private(&mut stream);
+        let mut room = Room::Reply {
+            bytes: &mut stream,
+            borrowed: &mut None,
+        };
         assert_eq!(
             source.migration().read(&mut room, &source).unwrap(),
             (0x1300, More::Yes),

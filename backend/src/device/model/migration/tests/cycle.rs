@@ -11,6 +11,7 @@ use super::super::super::engine::{Job, Snapshot};
 use super::super::super::registers::{Registers, command, offset, status};
 use super::super::super::tests::{DONE, FROM_VRAM, RAM, Slow, TO_VRAM, contents, noise};
 use super::super::super::{DISPLAY_REGION, ResetCause, command::Command};
+use super::super::format::Start;
 use super::*;
 use crate::interrupts::{IrqConfig, IrqRequest, MSIX};
 use crate::memory::Access;
@@ -185,6 +186,51 @@ fn a_device_that_is_stopped_at_once_gives_all() {
 }
 
 #[test]
+fn what_is_lent_is_what_would_be_read() {
+    let source = rig("no-p2p");
+    source.poke(0, &noise(3 * GRANULE as u64));
+    source.poke(9 * GRANULE, &noise(GRANULE as u64));
+    let read = super::read(&mut *source.open(StopCopy), 1 << 20).unwrap();
+    source.go(Running).unwrap();
+
+    let mut stream = source.open(StopCopy);
+    let (mut all, mut lent) = (Vec::new(), 0);
+    loop {
+        if let Some(part) = stream.lend(10_000) {
+            let bytes = part.bytes().unwrap();
+            assert!((1..=10_000).contains(&bytes.len()));
+            lent += bytes.len();
+            all.resize(all.len() + bytes.len(), 0);
+            let end = all.len();
+            bytes.copy_to(&mut all[end - bytes.len()..]);
+            continue;
+        }
+        let bytes = super::read(&mut *stream, 100).unwrap();
+        if bytes.is_empty() {
+            break;
+        }
+        all.extend(bytes);
+    }
+    assert!(all == read);
+    assert!(lent > 3 * GRANULE, "{lent} bytes lent");
+    // What was lent stays whatever becomes of the device.
+    source.go(Running).unwrap();
+    let mut stream = source.open(StopCopy);
+    super::read(&mut *stream, 2 * HEADER + size_of::<Start>()).unwrap();
+    let part = stream.lend(GRANULE).unwrap();
+    source.gpu.reset(ResetCause::Disconnect).unwrap();
+    assert!(part.bytes().is_some());
+    assert!(stream.lend(GRANULE).is_none(), "a stream of before");
+    for faults in ["slow-save=1ms", "read-error@1M"] {
+        let source = rig(faults);
+        source.poke(0, &noise(GRANULE as u64));
+        let mut stream = source.open(StopCopy);
+        super::read(&mut *stream, 2 * HEADER + size_of::<Start>()).unwrap();
+        assert!(stream.lend(1).is_none(), "faults show in reads");
+    }
+}
+
+#[test]
 fn a_command_under_way_goes_on_where_it_was() {
     let (source, target) = (Rig::new(), Rig::new());
     // 1 MiB of 3 were copied at the source.
@@ -335,7 +381,7 @@ fn every_change_of_state_can_be_taken_and_taken_back() {
         assert!(driver.set_state(StopCopy).is_err());
         assert!(driver.set_state(Error).is_err());
         assert_eq!(driver.set_state(PreCopy).is_ok(), support.pre_copy);
-        assert_eq!(driver.data_version(), "model 1");
+        assert_eq!(driver.data_version(), "model 2");
         rig.gpu.reset(ResetCause::Client).unwrap();
         assert_eq!(rig.state(), Running);
     }

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use super::super::super::ResetCause;
 use super::super::super::registers::offset;
 use super::super::super::tests::noise;
-use super::super::format::{MAGIC, Start};
+use super::super::format::{MAGIC, Start, VERSION};
 use super::*;
 
 /// The stream of a device with little in it.
@@ -94,7 +94,7 @@ fn chunks_that_are_doubled_missing_or_swapped() {
 fn headers_that_reach_outside() {
     let start = Start {
         magic: MAGIC,
-        version: 1.into(),
+        version: VERSION.into(),
         granule: (16 << 10).into(),
         vram_size: VRAM.into(),
         extra_size: u64::MAX.into(),
@@ -132,7 +132,7 @@ fn headers_that_reach_outside() {
             ..start
         },
         Start {
-            version: 2.into(),
+            version: (VERSION + 1).into(),
             ..start
         },
         Start {
