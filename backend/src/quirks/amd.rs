@@ -51,8 +51,8 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
         quirks.push(Box::new(Mirror::new(
             "amd-bar2-4000",
             BAR2,
-            MIRROR,
-            MIRROR_SIZE,
+            (MIRROR, MIRROR_SIZE),
+            traits.config_size,
         )));
     }
     quirks

@@ -70,6 +70,8 @@ pub enum Handled {
     /// Both. The device is read first, for what that does to it, and its answer thrown away; it is written
     /// last.
     ConfigAndDevice(u64),
+    /// Nobody: each byte reads so, and takes no writes.
+    Fixed(u8),
 }
 
 /// What a quirk may look at, and reach, when config space was written.

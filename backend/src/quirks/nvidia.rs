@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! NVIDIA VGA boards: config space shows in BAR0, and through ports in BAR5 and among the VGA registers.
+//! NVIDIA boards: config space shows in BAR0, and through ports in BAR5 and among the VGA registers.
 //!
-//! | where | what |
-//! |---|---|
-//! | BAR0 + 0x88000 | all of config space |
-//! | BAR0 + 0x1800 | its first 256 bytes |
-//! | BAR5 (I/O) | master @0, enable @4, address @8, data @0xc: registers of BAR0, the two mirrors among them |
-//! | VGA 0x3d0, 0x3d4 | the older way to the mirror at 0x1800 |
+//! | where | what | which |
+//! |---|---|---|
+//! | BAR0 + 0x88000 | all of config space | all, 3D controllers too |
+//! | BAR0 + 0x1800 | its first 256 bytes | VGA |
+//! | BAR5 (I/O) | master @0, enable @4, address @8, data @0xc: registers of BAR0, the two mirrors among them | VGA |
+//! | VGA 0x3d0, 0x3d4 | the older way to the mirror at 0x1800 | VGA |
 //!
 //! A driver acknowledges an MSI by a write to the first two bytes of its capability through the mirror, which
 //! stores nothing and means something to the hardware; newer ones write the same value to config 0x704 for
-//! every interrupt. Boards of other classes (the 3D controllers of data centers) do nothing of this. Sources:
-//! envytools, hwdocs; what QEMU traps.
+//! every interrupt. Where the host shows only 256 bytes of config space, the mirror has 4096 all the same. Sources:
+//! envytools, hwdocs; NVIDIA's open kernel modules and nouveau, by which the mirror belongs to the chip and not to its
+//! class; what QEMU traps.
 
 use super::doorbells::{Doorbell, MAX_DOORBELLS, Repeats};
 use super::mirror::Mirror;
@@ -20,6 +21,7 @@ use super::{Handled, Place, Quirk, Traits, VENDOR_NVIDIA, Window};
 use crate::device::region;
 
 const MIRROR: u64 = 0x8_8000;
+const MIRROR_SIZE: u64 = 0x1000;
 const OLD_MIRROR: u64 = 0x1800;
 const OLD_MIRROR_SIZE: u64 = 256;
 const OLD_MIRROR_32: u32 = 0x1800;
@@ -29,21 +31,24 @@ const BAR5: u32 = 5;
 const MSI_ACKNOWLEDGE: u64 = 2;
 /// Where drivers write after every interrupt.
 const REARM: u64 = 0x704;
+const REARM_SIZE: u64 = 4;
 /// Only writes behind the header can be doorbells.
 const HEADER: u64 = 0x40;
 
-/// What an NVIDIA VGA board has.
+/// What an NVIDIA board has.
 pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
-    if !traits.is_vga(VENDOR_NVIDIA) {
+    if !traits.is_display(VENDOR_NVIDIA) {
         return Vec::new();
     }
     let mut quirks: Vec<Box<dyn Quirk>> = vec![Box::new(Bar0Mirror::new(traits))];
-    let size = traits.config_size.min(OLD_MIRROR_SIZE);
+    if !traits.is_vga(VENDOR_NVIDIA) {
+        return quirks;
+    }
     quirks.push(Box::new(Mirror::new(
         "nvidia-bar0-1800",
         region::BAR0,
-        OLD_MIRROR,
-        size,
+        (OLD_MIRROR, OLD_MIRROR_SIZE),
+        traits.config_size,
     )));
     if traits.is_io(5) && traits.size(BAR5) >= 0x10 {
         let gate = Gate {
@@ -79,7 +84,6 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
 #[derive(Debug)]
 struct Bar0Mirror {
     mirror: Mirror,
-    config_size: u64,
     repeats: Repeats,
 }
 
@@ -88,13 +92,17 @@ impl Bar0Mirror {
         let mirror = Mirror::new(
             "nvidia-bar0-88000",
             region::BAR0,
-            MIRROR,
+            (MIRROR, MIRROR_SIZE),
             traits.config_size,
         );
         let acknowledge = traits.msi.map_or(0..0, |at| at..at + MSI_ACKNOWLEDGE);
+        let mut mirror = mirror.acknowledged_by(acknowledge);
+        if REARM >= traits.config_size {
+            // Config space has no such register for the guest; its interrupts need it.
+            mirror = mirror.acknowledged_by(REARM..REARM + REARM_SIZE);
+        }
         Self {
-            mirror: mirror.acknowledged_by(acknowledge),
-            config_size: traits.config_size,
+            mirror,
             repeats: Repeats::default(),
         }
     }
@@ -130,11 +138,9 @@ impl Quirk for Bar0Mirror {
             size: 4,
             data: 0,
         };
-        let known = (REARM < self.config_size).then_some(known);
         let repeated = self.repeats.found().iter().copied();
-        let repeated = repeated.filter(|doorbell| Some(*doorbell) != known);
-        known
-            .into_iter()
+        let repeated = repeated.filter(|doorbell| *doorbell != known);
+        std::iter::once(known)
             .chain(repeated)
             .take(MAX_DOORBELLS)
             .collect()

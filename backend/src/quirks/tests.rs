@@ -62,10 +62,12 @@ fn who_has_which() {
             "nvidia-vga-3d0"
         ]
     );
-    assert!(
-        names(&traits(VENDOR_NVIDIA, 0x03_0200)).is_empty(),
+    assert_eq!(
+        names(&traits(VENDOR_NVIDIA, 0x03_0200)),
+        ["nvidia-bar0-88000"],
         "a 3D controller"
     );
+    assert!(names(&traits(VENDOR_NVIDIA, 0x04_0300)).is_empty(), "audio");
     assert!(names(&traits(VENDOR_INTEL, 0x03_0000)).is_empty());
     let mut disguised = traits(VENDOR_NVIDIA, 0x03_0000);
     disguised.shown.vendor_id = 0x1234;
@@ -107,15 +109,38 @@ fn an_access_is_divided_at_the_windows() {
 }
 
 #[test]
-fn windows_end_where_their_region_and_config_space_end() {
+fn windows_end_where_their_region_ends() {
     let mut small = traits(VENDOR_NVIDIA, 0x03_0000);
-    small.config_size = 256;
     small.sizes[0] = 0x8_8010;
     let quirks = Quirks::find(&small, Vec::new());
     let trapped: Vec<_> = quirks.trapped(0).collect();
     assert_eq!(trapped, [0x1800..0x1900, 0x8_8000..0x8_8010]);
     small.sizes[0] = 0x1000;
     assert_eq!(Quirks::find(&small, Vec::new()).trapped(0).count(), 0);
+}
+
+#[test]
+fn behind_a_small_config_space_the_mirror_shows_nothing() {
+    let mut small = traits(VENDOR_NVIDIA, 0x03_0200);
+    small.config_size = 256;
+    let mut quirks = Quirks::find(&small, Vec::new());
+    let trapped: Vec<_> = quirks.trapped(0).collect();
+    assert_eq!(trapped, [0x8_8000..0x8_8100, 0x8_8100..0x8_9000]);
+    assert_eq!(
+        read(&mut quirks, 0, 0x8_80fe, 4),
+        (2, Some(Handled::ConfigAndDevice(0xfe)))
+    );
+    for at in [0x8_8100, 0x8_8200, 0x8_8704, 0x8_8ffc] {
+        assert_eq!(read(&mut quirks, 0, at, 4), (4, Some(Handled::Fixed(0))));
+    }
+    for (at, data, answer) in [
+        (0x8_8200, &[1; 4][..], Handled::Fixed(0)),
+        (0x8_8704, &[0; 4], Handled::Device),
+        (0x8_8704, &[0; 8], Handled::Fixed(0)),
+        (0x8_8703, &[0; 2], Handled::Fixed(0)),
+    ] {
+        assert_eq!(write(&mut quirks, 0, at, data), Some(answer), "{at:#x}");
+    }
 }
 
 #[test]

@@ -48,8 +48,14 @@ const fn intel(fixture: &'static str, bdsm: u16, gmch: u16) -> Wanted {
 }
 
 const WANTED: &[Wanted] = &[
-    plain("nvidia-tesla-p4"),
-    plain("nvidia-tesla-t4"),
+    Wanted {
+        mirrors: &[0x8_8000],
+        ..plain("nvidia-tesla-p4")
+    },
+    Wanted {
+        mirrors: &[0x8_8000],
+        ..plain("nvidia-tesla-t4")
+    },
     Wanted {
         mirrors: &[0x8_8000, 0x1800],
         window: true,

@@ -221,6 +221,27 @@ fn the_mirror_shows_what_is_composed() {
 }
 
 #[test]
+fn a_3d_controller_shows_no_host_address() {
+    let mut board = Board::new(0x10de, 0x1eb8, 0x03_0200);
+    board.config[0x10..0x14].copy_from_slice(&[0x04, 0, 0, 0xa5]);
+    let (function, board) = board.compose(&GuestView::default()).unwrap();
+    let areas = function.mapping(0).unwrap().unwrap().areas.unwrap();
+    assert_eq!((areas[0].size, areas[1].offset), (0x8_8000, 0x8_9000));
+    for at in [0x10, 0x14, 4] {
+        let config: [u8; 4] = read(&function, CONFIG, at);
+        assert_eq!(read(&function, 0, 0x8_8000 + at), config, "{at:#x}");
+    }
+    board.log.take();
+    // Across the end of the 256 bytes that there are.
+    assert_eq!(read(&function, 0, 0x8_80fe), [0; 4]);
+    assert_eq!(board.log.take(), [Event::Read(0x8_80fe, 2)]);
+    function.write(0, 0x8_8100, &[1; 4]).unwrap();
+    assert_eq!(board.log.take(), [], "no register that is hidden");
+    function.write(0, 0x8_8704, &[0; 4]).unwrap();
+    assert_eq!(board.log.take(), [Event::Write(0x8_8704, vec![0; 4])]);
+}
+
+#[test]
 fn trapped_pages_are_not_mapped() {
     let (function, board) = Board::nvidia().compose(&GuestView::default()).unwrap();
     let areas = function.mapping(0).unwrap().unwrap().areas.unwrap();
@@ -237,9 +258,9 @@ fn trapped_pages_are_not_mapped() {
         ]
     );
     // The config space of this board has 256 bytes.
-    let parts = vec![0x1800..0x1900, 0x8_8000..0x8_8100];
+    let parts = vec![0x1800..0x1900, 0x8_8000..0x8_8100, 0x8_8100..0x8_9000];
     assert_eq!(*board.trapped.lock().unwrap(), [(0, parts)]);
-    let plain = Board::new(0x10de, 0x2330, 0x03_0200);
+    let plain = Board::new(0x1234, 0x1111, 0x03_0000);
     let (function, board) = plain.compose(&GuestView::default()).unwrap();
     assert!(function.mapping(0).unwrap().unwrap().areas.is_none());
     assert!(board.trapped.lock().unwrap().is_empty());
