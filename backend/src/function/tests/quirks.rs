@@ -308,6 +308,28 @@ fn host_addresses_stay_on_the_host() {
 }
 
 #[test]
+fn addresses_that_bar0_alone_has_read_zero() {
+    for device in [0x1616, 0x9a49] {
+        let view = igd(OpRegionUse::Off, None);
+        let (function, board) = Board::intel(device).compose(&view).unwrap();
+        for at in [0x10_8100, 0x10_82c0] {
+            assert_eq!(read(&function, 0, at), [0; 8], "{at:#x}");
+            board.log.take();
+            let (outside, hidden) = ([0xdd; 4], [0; 4]);
+            let before = [outside, hidden].concat();
+            assert_eq!(read::<8>(&function, 0, at - 4)[..], before);
+            let behind = [hidden, outside].concat();
+            assert_eq!(read::<8>(&function, 0, at + 4)[..], behind);
+            let around = [Event::Read(at - 4, 4), Event::Read(at + 8, 4)];
+            assert_eq!(board.log.take(), around);
+            function.write(0, at - 1, &[1; 10]).unwrap();
+            let around = [at - 1, at + 8].map(|at| Event::Write(at, vec![1]));
+            assert_eq!(board.log.take(), around);
+        }
+    }
+}
+
+#[test]
 fn the_size_of_stolen_memory_can_be_said() {
     let view = igd(OpRegionUse::Off, Some(0xf0));
     let (function, _) = Board::intel(0x9a49).compose(&view).unwrap();

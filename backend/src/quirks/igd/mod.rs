@@ -122,8 +122,8 @@ pub fn compose(
     let mut igd = Igd::default();
     match find(traits) {
         Some(generation) => {
-            registers::virtualize(generation, view.gms, config)?;
-            igd.quirks.push(Box::new(registers::Bar0::new(generation)));
+            let bar0 = registers::virtualize(generation, view.gms, config)?;
+            igd.quirks.push(Box::new(bar0));
         }
         None if view.gms.is_some() => return Err(IgdError::NotIgd),
         None => {}
