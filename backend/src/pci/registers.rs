@@ -196,6 +196,10 @@ pub const PCI_CAP_MSIX_SIZEOF: u16 = 12;
 
 /// Capabilities, 2 bytes.
 pub const PCI_EXP_FLAGS: u16 = 0x02;
+/// What kind of function it is, in the flags.
+pub const PCI_EXP_FLAGS_TYPE: u16 = 0x00f0;
+/// In the processor or chipset, without a link.
+pub const PCI_EXP_TYPE_RC_END: u16 = 0x9;
 /// Device capabilities, 4 bytes.
 pub const PCI_EXP_DEVCAP: u16 = 0x04;
 /// 8-bit tags.

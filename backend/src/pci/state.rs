@@ -245,6 +245,15 @@ impl ConfigSpace {
         })
     }
 
+    /// Whether the function is a device behind a PCI Express link, and not a part of the processor or the chipset.
+    pub fn is_express_endpoint(&self) -> bool {
+        let express = self.capabilities().find(|(id, _)| *id == PCI_CAP_ID_EXP);
+        express.is_some_and(|(_, at)| {
+            let kind = (self.u16_at(at + PCI_EXP_FLAGS) & PCI_EXP_FLAGS_TYPE) >> 4;
+            kind != PCI_EXP_TYPE_RC_END
+        })
+    }
+
     /// The standard capabilities as `(id, offset)`, in list order.
     pub fn capabilities(&self) -> Capabilities<'_> {
         Capabilities::new(self.bytes())

@@ -308,6 +308,53 @@ fn host_addresses_stay_on_the_host() {
 }
 
 #[test]
+fn an_unknown_generation_keeps_its_host_addresses_too() {
+    let view = GuestView::default();
+    for device in [0x0046, 0x64a0, 0x7d55] {
+        let (function, board) = Board::intel(device).compose(&view).unwrap();
+        let all: [u8; 256] = read(&function, CONFIG, 0);
+        assert_eq!(
+            (&all[0x5c..0x60], &all[0xc0..0xc8]),
+            (&[0; 4][..], &[0; 8][..])
+        );
+        assert_eq!(all[0x50..0x52], [0xc1, 0x01]);
+        for at in [0x50, 0x5c, 0xc0, 0xc4] {
+            function.write(CONFIG, at, &[0xbc; 2]).unwrap();
+        }
+        assert_eq!(board.log.take(), [], "nothing for the hardware");
+        assert_eq!(read(&function, 0, 0x10_8040), [0xc1, 0x01]);
+        let new = [0xbc, 0xbc, 0, 0, 0xbc, 0xbc, 0, 0];
+        assert_eq!(read(&function, 0, 0x10_80c0), new);
+        assert_eq!(read(&function, 0, 0x10_8100), [0; 8]);
+    }
+
+    // A capability where others have a register.
+    let mut board = Board::intel(0x7d55);
+    board.config[6] = 0x10;
+    board.config[0x34] = 0xc0;
+    board.config[0xc0..0xc8].copy_from_slice(&[9, 0, 8, 1, 2, 3, 4, 5]);
+    let (function, _) = board.compose(&view).unwrap();
+    let vendor: [u8; 8] = read(&function, CONFIG, 0xc0);
+    assert_eq!(vendor, [9, 0, 8, 1, 2, 3, 4, 5]);
+    assert_eq!(read(&function, CONFIG, 0x5c), [0; 4]);
+    assert_eq!(read(&function, 0, 0x10_80c0), [0; 8]);
+}
+
+#[test]
+fn a_board_of_intels_with_its_own_memory_shows_where_it_is() {
+    for (kind, integrated) in [(0x02, false), (0x12, false), (0x92, true)] {
+        let mut board = Board::intel(0x56a0);
+        board.config[6] = 0x10;
+        board.config[0x34] = 0x70;
+        board.config[0x70..0x74].copy_from_slice(&[0x10, 0, kind, 0]);
+        let (function, _) = board.compose(&GuestView::default()).unwrap();
+        assert_eq!(read(&function, CONFIG, 0x5c) == [0; 4], integrated);
+        assert_eq!(read(&function, 0, 0x10_80c0) == [0; 8], integrated);
+        assert_eq!(function.quirks(), ["igd-bar0"][..usize::from(integrated)]);
+    }
+}
+
+#[test]
 fn addresses_that_bar0_alone_has_read_zero() {
     for device in [0x1616, 0x9a49] {
         let view = igd(OpRegionUse::Off, None);

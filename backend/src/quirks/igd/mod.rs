@@ -126,10 +126,15 @@ pub fn compose(
             igd.quirks.push(Box::new(bar0));
         }
         None if view.gms.is_some() => return Err(IgdError::NotIgd),
+        // Boards of their own have their own memory, and their driver finds it by these registers.
+        None if traits.is_display(VENDOR_INTEL) && !config.is_express_endpoint() => {
+            igd.quirks
+                .push(Box::new(registers::virtualize_unknown(config)));
+        }
         None => {}
     }
     if traits.is_display(VENDOR_INTEL) {
-        // Parts of an unknown generation have this one, too.
+        // Parts of every generation have this one.
         registers::virtualize_asls(config);
     } else if view.opregion == OpRegionUse::Copy {
         return Err(IgdError::NoOpRegion);

@@ -4,7 +4,7 @@
 //! | register | where | the guest's |
 //! |---|---|---|
 //! | ASLS | 0xFC, 4 bytes | 0, writable: its firmware says where its OpRegion is |
-//! | BDSM | 0x5C, 4 bytes, or 0xC0, 8 bytes | 0, writable: where its stolen memory begins |
+//! | BDSM | 0x5C, 4 bytes, or 0xC0, 8 bytes; of a generation that is not known both | 0, writable: where its stolen memory begins |
 //! | GMCH (GGC) | 0x50, 2 bytes | the device's, with another size if asked for; read-only |
 //!
 //! BDSM and GMCH show in BAR0, too: at 0x1080C0 and 0x108040. So do two addresses of the host that config space does not
@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::generation::{Bdsm, Generation, GmsError};
+use super::generation::{Bdsm, Generation, GmsError, NEW_BDSM, OLD_BDSM};
 use crate::device::region;
 use crate::pci::{ConfigSpace, Register};
 use crate::quirks::{Handled, Place, Quirk, Window};
@@ -35,9 +35,7 @@ pub(super) fn virtualize(
     gms: Option<u8>,
     config: &mut ConfigSpace,
 ) -> Result<Bar0, GmsError> {
-    let bytes = config.bytes().get(usize::from(GMCH)..);
-    let gmch = bytes.and_then(|bytes| bytes.first_chunk().copied());
-    let gmch = u16::from_le_bytes(gmch.unwrap_or_default());
+    let gmch = gmch_of(config);
     let gmch = match gms {
         Some(gms) => generation.with_gms(gmch, gms)?,
         None => gmch,
@@ -45,7 +43,32 @@ pub(super) fn virtualize(
     config.virtualize(Register::word(GMCH, gmch).sticky(!0));
     let bdsm = generation.bdsm();
     virtualize_bdsm(bdsm, config);
-    Ok(Bar0::new(bdsm))
+    Ok(Bar0::new(Some(GMCH), bdsm, Some(bdsm.at)))
+}
+
+/// The same for a generation that is not known: in each of the places, unless a capability says that it is another.
+pub(super) fn virtualize_unknown(config: &mut ConfigSpace) -> Bar0 {
+    let is_free =
+        |config: &ConfigSpace, at, size| !config.has_capability_in(at..at.saturating_add(size));
+    let gmch = is_free(config, GMCH, GMCH_SIZE).then_some(GMCH);
+    if let Some(at) = gmch {
+        let kept = gmch_of(config);
+        config.virtualize(Register::word(at, kept).sticky(!0));
+    }
+    let [_, new] = [OLD_BDSM, NEW_BDSM].map(|bdsm| {
+        let free = is_free(config, bdsm.at, bdsm.size);
+        if free {
+            virtualize_bdsm(bdsm, config);
+        }
+        free.then_some(bdsm.at)
+    });
+    Bar0::new(gmch, NEW_BDSM, new)
+}
+
+fn gmch_of(config: &ConfigSpace) -> u16 {
+    let bytes = config.bytes().get(usize::from(GMCH)..);
+    let gmch = bytes.and_then(|bytes| bytes.first_chunk().copied());
+    u16::from_le_bytes(gmch.unwrap_or_default())
 }
 
 fn virtualize_bdsm(bdsm: Bdsm, config: &mut ConfigSpace) {
@@ -74,14 +97,15 @@ pub(super) struct Bar0 {
 }
 
 impl Bar0 {
-    fn new(bdsm: Bdsm) -> Self {
+    /// `gmch` and `shown` are where config space has the two registers, if it has them.
+    fn new(gmch: Option<u16>, bdsm: Bdsm, shown: Option<u16>) -> Self {
         let part = |at: u64, size: u64, register| Part {
             range: at..at + size,
             register,
         };
         let mut parts = vec![
-            part(BAR0_GMCH, GMCH_SIZE.into(), Some(GMCH)),
-            part(BAR0_BDSM, bdsm.size.into(), Some(bdsm.at)),
+            part(BAR0_GMCH, GMCH_SIZE.into(), gmch),
+            part(BAR0_BDSM, bdsm.size.into(), shown),
         ];
         parts.extend(BAR0_HIDDEN.map(|at| part(at, BAR0_WIDTH, None)));
         Self { parts }
