@@ -34,13 +34,13 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
     if traits.is_io(4) && traits.size(BAR4) >= 8 {
         let config = Match {
             base: 0x4000,
-            size: u32::try_from(traits.config_size).unwrap_or(0),
+            size: 0x1000,
+            config_size: traits.config_size,
         };
         quirks.push(Box::new(ConfigWindow::new(
             "amd-bar4",
             BAR4,
             (0, 4),
-            None,
             vec![config],
         )));
         if traits.size(BAR4) >= 256 {

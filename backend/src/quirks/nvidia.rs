@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | BAR0 + 0x88000 | all of config space | all, 3D controllers too |
 //! | BAR0 + 0x1800 | its first 256 bytes | VGA |
-//! | BAR5 (I/O) | master @0, enable @4, address @8, data @0xc: registers of BAR0, the two mirrors among them | VGA |
+//! | BAR5 (I/O) | address @8, data @0xc, behind two switches: registers of BAR0, the two mirrors among them | VGA |
 //! | VGA 0x3d0, 0x3d4 | the older way to the mirror at 0x1800 | VGA |
 //!
 //! A driver acknowledges an MSI by a write to the first two bytes of its capability through the mirror, which
@@ -16,7 +16,7 @@
 
 use super::doorbells::{Doorbell, MAX_DOORBELLS, Repeats};
 use super::mirror::Mirror;
-use super::window::{ConfigWindow, Gate, Match};
+use super::window::{ConfigWindow, Match};
 use super::{Handled, Place, Quirk, Traits, VENDOR_NVIDIA, Window};
 use crate::device::region;
 
@@ -51,33 +51,26 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
         traits.config_size,
     )));
     if traits.is_io(5) && traits.size(BAR5) >= 0x10 {
-        let gate = Gate {
-            master: 0,
-            enable: 4,
-        };
-        let config_size = u32::try_from(traits.config_size).unwrap_or(0);
-        let matches = vec![
-            Match {
-                base: OLD_MIRROR_32,
-                size: 256,
-            },
-            Match {
-                base: MIRROR_32,
-                size: config_size,
-            },
-        ];
         quirks.push(Box::new(ConfigWindow::new(
             "nvidia-bar5",
             BAR5,
             (8, 0xc),
-            Some(gate),
-            matches,
+            mirrors(traits.config_size).to_vec(),
         )));
     }
     if traits.size(region::VGA) > 0 {
         quirks.push(Box::new(VgaPorts::default()));
     }
     quirks
+}
+
+/// The mirrors as addresses of the chip's registers.
+fn mirrors(config_size: u64) -> [Match; 2] {
+    [(OLD_MIRROR_32, 0x100), (MIRROR_32, 0x1000)].map(|(base, size)| Match {
+        base,
+        size,
+        config_size,
+    })
 }
 
 /// The mirror of all of config space, with its doorbells.

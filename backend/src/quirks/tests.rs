@@ -197,15 +197,16 @@ fn doorbells_are_what_is_known_and_what_is_repeated() {
 }
 
 #[test]
-fn the_ports_of_bar5_open_with_both_switches() {
+fn the_ports_of_bar5() {
     let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
     let word = |value: u32| value.to_le_bytes();
     let data = |quirks: &mut Quirks| read(quirks, 5, 0xc, 4).1.unwrap();
-    write(&mut quirks, 5, 8, &word(0x8_8034));
-    assert_eq!(data(&mut quirks), Handled::Device);
-    write(&mut quirks, 5, 0, &word(1));
-    assert_eq!(data(&mut quirks), Handled::Device);
-    write(&mut quirks, 5, 4, &word(1));
+    let nobody = Handled::Fixed(0xff);
+    assert_eq!(data(&mut quirks), nobody, "the hardware has any address");
+    assert_eq!(write(&mut quirks, 5, 0xc, &word(7)), Some(nobody));
+    // Neither switch was touched.
+    let written = write(&mut quirks, 5, 8, &word(0x8_8034));
+    assert_eq!(written, Some(Handled::Device));
     assert_eq!(data(&mut quirks), Handled::Config(0x34));
     assert_eq!(read(&mut quirks, 5, 0xe, 2).1, Some(Handled::Config(0x36)));
     assert_eq!(
@@ -220,27 +221,75 @@ fn the_ports_of_bar5_open_with_both_switches() {
         (0, Handled::Device),
         (u32::MAX, Handled::Device),
     ] {
-        // In halves, upwards.
+        write(&mut quirks, 5, 8, &word(address));
+        assert_eq!(data(&mut quirks), answer, "{address:#x}");
+        // In halves, of which nobody knows what the hardware makes.
         let [a, b, c, d] = word(address);
         write(&mut quirks, 5, 8, &[a, b]);
         write(&mut quirks, 5, 10, &[c, d]);
-        assert_eq!(data(&mut quirks), answer, "{address:#x}");
+        let answer = match answer {
+            Handled::Device => nobody,
+            config => config,
+        };
+        assert_eq!(data(&mut quirks), answer, "{address:#x} in halves");
     }
+}
 
-    let saved = quirks.save();
-    write(&mut quirks, 5, 8, &word(0x8_8040));
-    let mut other = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
-    other.check(&saved).unwrap();
-    other.restore(&saved);
-    assert_eq!(
-        data(&mut other),
-        Handled::Device,
-        "still at the last address"
-    );
-    other.restore(&quirks.save());
-    assert_eq!(data(&mut other), Handled::Config(0x40));
-    other.reset();
-    assert_eq!(data(&mut other), Handled::Device);
+#[test]
+fn ports_show_nothing_behind_a_small_config_space() {
+    for (vendor, region, address, data, mirror) in [
+        (VENDOR_NVIDIA, 5, 8, 0xc, 0x8_8000_u32),
+        (VENDOR_AMD, 4, 0, 4, 0x4000),
+    ] {
+        let mut small = traits(vendor, 0x03_0000);
+        small.config_size = 256;
+        let mut quirks = Quirks::find(&small, Vec::new());
+        for (at, answer) in [
+            (0xfc, Handled::Config(0xfc)),
+            (0x100, Handled::Fixed(0)),
+            (0xffc, Handled::Fixed(0)),
+            (0x1000, Handled::Device),
+        ] {
+            write(&mut quirks, region, address, &(mirror + at).to_le_bytes());
+            assert_eq!(read(&mut quirks, region, data, 4).1, Some(answer));
+        }
+    }
+}
+
+#[test]
+fn an_address_outlives_neither_reset_nor_migration_unless_it_is_composed() {
+    let nvidia = || Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    let (mut quirks, mut other) = (nvidia(), nvidia());
+    let data = |quirks: &mut Quirks| read(quirks, 5, 0xc, 4).1.unwrap();
+    let mut moved = |quirks: &Quirks| {
+        let saved = quirks.save();
+        other.check(&saved).unwrap();
+        other.restore(&saved);
+        data(&mut other)
+    };
+    assert_eq!(moved(&quirks), Handled::Fixed(0xff));
+    write(&mut quirks, 5, 8, &0x100_u32.to_le_bytes());
+    assert_eq!(data(&mut quirks), Handled::Device);
+    assert_eq!(moved(&quirks), Handled::Fixed(0xff), "not its hardware's");
+    write(&mut quirks, 5, 8, &0x8_8040_u32.to_le_bytes());
+    assert_eq!(moved(&quirks), Handled::Config(0x40));
+    quirks.reset();
+    assert_eq!(data(&mut quirks), Handled::Fixed(0xff));
+}
+
+#[test]
+fn what_earlier_versions_saved_is_read() {
+    let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    // Its name, and address, master and enable.
+    let words: [u32; 3] = [0x8_8010, 0, 1];
+    let mut saved = [&[11][..], b"nvidia-bar5", &[12, 0, 0, 0]].concat();
+    saved.extend(words.into_iter().flat_map(u32::to_le_bytes));
+    quirks.check(&saved).unwrap();
+    quirks.restore(&saved);
+    assert_eq!(read(&mut quirks, 5, 0xc, 4).1, Some(Handled::Config(0x10)));
+    // And they read what is saved: with both switches on, as they take it.
+    let now = quirks.save();
+    assert_eq!(now[16..28], [0x10, 0x80, 8, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
 }
 
 #[test]
@@ -298,6 +347,7 @@ fn amd_ports() {
         read(&mut quirks, 8, 0x3c3, 1).1,
         Some(Handled::Config(0x21))
     );
+    assert_eq!(read(&mut quirks, 4, 4, 4).1, Some(Handled::Fixed(0xff)));
     write(&mut quirks, 4, 0, &0x4008_u32.to_le_bytes());
     assert_eq!(read(&mut quirks, 4, 4, 4).1, Some(Handled::Config(8)));
     write(&mut quirks, 4, 0, &0x5008_u32.to_le_bytes());
