@@ -31,7 +31,7 @@ use std::ops::Range;
 use crate::device::region;
 use crate::memory::AddressSpace;
 use crate::pci::{ConfigSpace, Identity};
-pub use doorbells::Doorbell;
+pub use doorbells::{Doorbell, MAX_DOORBELLS};
 pub use specific::{SpecificKind, SpecificRegion};
 
 const VENDOR_AMD: u16 = 0x1002;

@@ -29,11 +29,9 @@ const MIRROR_32: u32 = 0x8_8000;
 const BAR5: u32 = 5;
 /// Bytes of the capability id and the pointer to the next one.
 const MSI_ACKNOWLEDGE: u64 = 2;
-/// Where drivers write after every interrupt.
+/// Where drivers write after every interrupt. Nothing else may be a doorbell: those pass the composition by.
 const REARM: u64 = 0x704;
 const REARM_SIZE: u64 = 4;
-/// Only writes behind the header can be doorbells.
-const HEADER: u64 = 0x40;
 
 /// What an NVIDIA board has.
 pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
@@ -115,7 +113,9 @@ impl Quirk for Bar0Mirror {
     }
 
     fn write(&mut self, place: Place, data: &[u8]) -> Handled {
-        if place.offset >= MIRROR + HEADER
+        let end = place.offset.saturating_add(data.len() as u64);
+        if place.offset >= MIRROR + REARM
+            && end <= MIRROR + REARM + REARM_SIZE
             && let Some(doorbell) = Doorbell::of(place.region, place.offset, data)
         {
             self.repeats.count(doorbell);

@@ -181,12 +181,17 @@ fn doorbells_are_what_is_known_and_what_is_repeated() {
     assert_eq!(quirks.doorbells(), [known]);
     for _ in 0..10 {
         write(&mut quirks, 0, 0x8_8704, &[0; 4]);
-        write(&mut quirks, 0, 0x8_8604, &[1, 0]);
+        write(&mut quirks, 0, 0x8_8706, &[1, 0]);
+        // COMMAND, the address of an MSI, a capability that may be hidden, and what is around.
         write(&mut quirks, 0, 0x8_8004, &[6, 0]);
-        write(&mut quirks, 0, 0x8_8700, &[0; 3]);
+        write(&mut quirks, 0, 0x8_806c, &[0, 0, 0xe0, 0xfe]);
+        write(&mut quirks, 0, 0x8_8604, &[1, 0]);
+        write(&mut quirks, 0, 0x8_8700, &[0; 8]);
+        write(&mut quirks, 0, 0x8_8704, &[0; 8]);
+        write(&mut quirks, 0, 0x8_8704, &[0; 3]);
     }
     let repeated = Doorbell {
-        offset: 0x8_8604,
+        offset: 0x8_8706,
         size: 2,
         data: 1,
         ..known
