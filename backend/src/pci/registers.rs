@@ -137,6 +137,10 @@ pub const PCI_EXT_CAP_ID_VF_REBAR: u16 = 0x0024;
 
 /// Capabilities, 2 bytes.
 pub const PCI_PM_PMC: u16 = 2;
+/// There is a D1, in the upper byte of the capabilities.
+pub const PCI_PM_PMC_D1: u8 = 1 << 1;
+/// There is a D2.
+pub const PCI_PM_PMC_D2: u8 = 1 << 2;
 /// Control and status (PMCSR), 2 bytes.
 pub const PCI_PM_CTRL: u16 = 4;
 /// Power state: 0 is D0, 3 is D3hot.

@@ -43,8 +43,8 @@ pub enum PowerState {
     /// Working.
     #[default]
     D0,
-    /// Asleep: only configuration space answers.
-    D3Hot,
+    /// D1, D2 or D3hot: only configuration space answers.
+    Asleep,
 }
 
 /// The MSI capability as programmed.
@@ -154,8 +154,8 @@ impl ConfigSpace {
     pub fn power_state(&self) -> PowerState {
         let state = self.places.pm.map_or(0, |pm| self.u16_at(pm + PCI_PM_CTRL));
         match state & PCI_PM_CTRL_STATE_MASK {
-            3 => PowerState::D3Hot,
-            _ => PowerState::D0,
+            0 => PowerState::D0,
+            _ => PowerState::Asleep,
         }
     }
 
