@@ -4,9 +4,9 @@
 //! | where | what | which |
 //! |---|---|---|
 //! | BAR0 + 0x88000 | all of config space | all, 3D controllers too |
-//! | BAR0 + 0x1800 | its first 256 bytes | VGA |
+//! | BAR0 + 0x1800 | its first 256 bytes | VGA with the legacy ranges: chips before NV40 |
 //! | BAR5 (I/O) | address @8, data @0xc, behind two switches: registers of BAR0, the two mirrors among them | VGA |
-//! | VGA 0x3d0, 0x3d4 | the older way to the mirror at 0x1800 | VGA |
+//! | VGA 0x3d0, 0x3d4 | the older way to the mirror at 0x1800 | VGA with the legacy ranges |
 //!
 //! A driver acknowledges an MSI by a write to the first two bytes of its capability through the mirror, which
 //! stores nothing and means something to the hardware; newer ones write the same value to config 0x704 for
@@ -42,12 +42,15 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
     if !traits.is_vga(VENDOR_NVIDIA) {
         return quirks;
     }
-    quirks.push(Box::new(Mirror::new(
-        "nvidia-bar0-1800",
-        region::BAR0,
-        (OLD_MIRROR, OLD_MIRROR_SIZE),
-        traits.config_size,
-    )));
+    let has_legacy_ranges = traits.size(region::VGA) > 0;
+    if has_legacy_ranges {
+        quirks.push(Box::new(Mirror::new(
+            "nvidia-bar0-1800",
+            region::BAR0,
+            (OLD_MIRROR, OLD_MIRROR_SIZE),
+            traits.config_size,
+        )));
+    }
     if traits.is_io(5) && traits.size(BAR5) >= 0x10 {
         quirks.push(Box::new(ConfigWindow::new(
             "nvidia-bar5",
@@ -56,7 +59,7 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
             mirrors(traits.config_size).to_vec(),
         )));
     }
-    if traits.size(region::VGA) > 0 {
+    if has_legacy_ranges {
         quirks.push(Box::new(VgaPorts::default()));
     }
     quirks

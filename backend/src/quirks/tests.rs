@@ -69,6 +69,9 @@ fn who_has_which() {
     );
     assert!(names(&traits(VENDOR_NVIDIA, 0x04_0300)).is_empty(), "audio");
     assert!(names(&traits(VENDOR_INTEL, 0x03_0000)).is_empty());
+    let mut modern = traits(VENDOR_NVIDIA, 0x03_0000);
+    modern.sizes[8] = 0;
+    assert_eq!(names(&modern), ["nvidia-bar0-88000", "nvidia-bar5"]);
     let mut disguised = traits(VENDOR_NVIDIA, 0x03_0000);
     disguised.shown.vendor_id = 0x1234;
     assert_eq!(names(&disguised).len(), 4, "the hardware is what it is");

@@ -57,7 +57,7 @@ const WANTED: &[Wanted] = &[
         ..plain("nvidia-tesla-t4")
     },
     Wanted {
-        mirrors: &[0x8_8000, 0x1800],
+        mirrors: &[0x8_8000],
         window: true,
         ..plain("nvidia-gtx-1080")
     },
