@@ -5,7 +5,7 @@
 //! | file | job |
 //! |---|---|
 //! | `mirror.rs`, `window.rs` | the two ways in which a BAR shows config space: at an offset, or by address and data |
-//! | `nvidia.rs`, `amd.rs` | where those are, and what else these boards do |
+//! | `nvidia.rs`, `nvidia/`, `amd.rs` | where those are, and what else these boards do |
 //! | `igd/` | Intel graphics in the processor: generations, OpRegion, stolen memory |
 //! | `doorbells.rs` | writes that are repeated so often that an eventfd had better take them |
 //! | `specific.rs` | device-specific regions that the client gets to read |

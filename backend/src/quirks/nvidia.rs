@@ -6,7 +6,7 @@
 //! | BAR0 + 0x88000 | all of config space | all, 3D controllers too |
 //! | BAR0 + 0x1800 | its first 256 bytes | VGA with the legacy ranges: chips before NV40 |
 //! | BAR5 (I/O) | address @8, data @0xc, behind two switches: registers of BAR0, the two mirrors among them | VGA |
-//! | VGA 0x3d0, 0x3d4 | the older way to the mirror at 0x1800 | VGA with the legacy ranges |
+//! | VGA 0x3d0, 0x3d4 | the same, for real-mode code (`nvidia/vga.rs`) | VGA with the legacy ranges |
 //!
 //! A driver acknowledges an MSI by a write to the first two bytes of its capability through the mirror, which
 //! stores nothing and means something to the hardware; newer ones write the same value to config 0x704 for
@@ -14,11 +14,14 @@
 //! envytools, hwdocs; NVIDIA's open kernel modules and nouveau, by which the mirror belongs to the chip and not to its
 //! class; what QEMU traps.
 
+mod vga;
+
 use super::doorbells::{Doorbell, MAX_DOORBELLS, Repeats};
 use super::mirror::Mirror;
 use super::window::{ConfigWindow, Match};
 use super::{Handled, Place, Quirk, Traits, VENDOR_NVIDIA, Window};
 use crate::device::region;
+use vga::VgaPorts;
 
 const MIRROR: u64 = 0x8_8000;
 const MIRROR_SIZE: u64 = 0x1000;
@@ -60,7 +63,7 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
         )));
     }
     if has_legacy_ranges {
-        quirks.push(Box::new(VgaPorts::default()));
+        quirks.push(Box::new(VgaPorts::new(mirrors(traits.config_size))));
     }
     quirks
 }
@@ -144,113 +147,5 @@ impl Quirk for Bar0Mirror {
 
     fn reset(&mut self) {
         self.repeats.clear();
-    }
-}
-
-/// The way to the mirror at 0x1800 through VGA ports: 0x338 to 0x3d4, the offset in BAR0 to 0x3d0, then 0x538 to
-/// read or 0x738 to write to 0x3d4, then the access to 0x3d0. Anything else begins anew.
-#[derive(Debug, Default)]
-struct VgaPorts {
-    step: Step,
-    offset: u32,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Step {
-    #[default]
-    Idle,
-    Select,
-    Window,
-    Read,
-    Write,
-}
-
-const DATA_PORT: u64 = 0x3d0;
-const INDEX_PORT: u64 = 0x3d4;
-
-impl VgaPorts {
-    /// The config offset that is selected.
-    fn selected(&self) -> Option<u64> {
-        let into = self.offset.checked_sub(OLD_MIRROR_32)?;
-        (into < 256).then_some(into.into())
-    }
-}
-
-impl Quirk for VgaPorts {
-    fn name(&self) -> &'static str {
-        "nvidia-vga-3d0"
-    }
-
-    fn windows(&self) -> Vec<Window> {
-        [DATA_PORT, INDEX_PORT]
-            .map(|at| Window {
-                region: region::VGA,
-                range: at..at + 2,
-            })
-            .to_vec()
-    }
-
-    fn read(&mut self, place: Place, _length: usize) -> Handled {
-        let step = std::mem::take(&mut self.step);
-        match self.selected() {
-            Some(at) if step == Step::Read && place.offset == DATA_PORT => Handled::Config(at),
-            _ => Handled::Device,
-        }
-    }
-
-    fn write(&mut self, place: Place, data: &[u8]) -> Handled {
-        let step = std::mem::take(&mut self.step);
-        let mut word = [0; 4];
-        for (byte, written) in word.iter_mut().zip(data) {
-            *byte = *written;
-        }
-        let value = u32::from_le_bytes(word);
-        if place.offset == INDEX_PORT {
-            self.step = match (step, value) {
-                (Step::Idle, 0x338) => Step::Select,
-                (Step::Window, 0x538) => Step::Read,
-                (Step::Window, 0x738) => Step::Write,
-                _ => Step::Idle,
-            };
-        } else if step == Step::Select {
-            self.offset = value;
-            self.step = Step::Window;
-        } else if let (Step::Write, Some(at)) = (step, self.selected()) {
-            return Handled::Config(at);
-        }
-        Handled::Device
-    }
-
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
-
-    fn save(&self) -> Vec<u8> {
-        let step = match self.step {
-            Step::Idle => 0,
-            Step::Select => 1,
-            Step::Window => 2,
-            Step::Read => 3,
-            Step::Write => 4,
-        };
-        [&[step][..], &self.offset.to_le_bytes()].concat()
-    }
-
-    fn can_restore(&self, saved: &[u8]) -> bool {
-        matches!(saved, [0..=4, _, _, _, _])
-    }
-
-    fn restore(&mut self, saved: &[u8]) {
-        let [step, offset @ ..] = saved else { return };
-        self.step = match step {
-            1 => Step::Select,
-            2 => Step::Window,
-            3 => Step::Read,
-            4 => Step::Write,
-            _ => Step::Idle,
-        };
-        if let Some(offset) = offset.first_chunk() {
-            self.offset = u32::from_le_bytes(*offset);
-        }
     }
 }

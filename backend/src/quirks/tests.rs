@@ -304,50 +304,107 @@ fn what_earlier_versions_saved_is_read() {
     assert_eq!(now[16..28], [0x10, 0x80, 8, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
 }
 
+/// Writes to VGA ports, in the order of their bytes, as one access: who answers each piece.
+fn out(quirks: &mut Quirks, port: u64, data: &[u8]) -> Vec<Option<Handled>> {
+    let mut answers = Vec::new();
+    let mut done = 0;
+    while done < data.len() {
+        let at = port + done as u64;
+        let (length, _) = quirks.at(8, at, data.len() - done);
+        answers.push(write(quirks, 8, at, &data[done..done + length]));
+        done += length;
+    }
+    answers
+}
+
+const CRTC: u64 = 0x3d4;
+const DATA: u64 = 0x3d0;
+
 #[test]
 fn the_old_way_through_vga_ports() {
     let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
-    let (index, data) = (0x3d4, 0x3d0);
-    let select = |quirks: &mut Quirks, offset: u16, how: u16| {
-        assert_eq!(
-            write(quirks, 8, index, &0x338_u16.to_le_bytes()),
-            Some(Handled::Device)
-        );
-        assert_eq!(
-            write(quirks, 8, data, &offset.to_le_bytes()),
-            Some(Handled::Device)
-        );
-        assert_eq!(
-            write(quirks, 8, index, &how.to_le_bytes()),
-            Some(Handled::Device)
-        );
+    let device = [Some(Handled::Device)];
+    let select = |quirks: &mut Quirks, address: u32, how: u8| {
+        assert_eq!(out(quirks, CRTC, &[0x38, 3]), device);
+        assert_eq!(out(quirks, DATA, &address.to_le_bytes()), device);
+        assert_eq!(out(quirks, CRTC, &[0x38, how]), device);
     };
-    select(&mut quirks, 0x1834, 0x538);
-    assert_eq!(read(&mut quirks, 8, data, 2).1, Some(Handled::Config(0x34)));
-    assert_eq!(
-        read(&mut quirks, 8, data, 2).1,
-        Some(Handled::Device),
-        "once"
-    );
-    select(&mut quirks, 0x1804, 0x738);
-    assert_eq!(
-        write(&mut quirks, 8, data, &[6, 0]),
-        Some(Handled::Config(4))
-    );
-    select(&mut quirks, 0x1904, 0x538);
-    assert_eq!(
-        read(&mut quirks, 8, data, 2).1,
-        Some(Handled::Device),
-        "elsewhere"
-    );
-    select(&mut quirks, 0x1834, 0x538);
-    read(&mut quirks, 8, index, 2);
-    assert_eq!(
-        read(&mut quirks, 8, data, 2).1,
-        Some(Handled::Device),
-        "interrupted"
-    );
-    assert_eq!(quirks.at(8, 0x3d2, 2), (2, None));
+    for (address, config) in [(0x1834, 0x34), (0x8_8010, 0x10), (0x8_8ffc, 0xffc)] {
+        select(&mut quirks, address, 5);
+        for _ in 0..2 {
+            let all = (4, Some(Handled::Config(config)));
+            assert_eq!(read(&mut quirks, 8, DATA, 4), all, "{address:#x}");
+            let upper = (2, Some(Handled::Config(config + 2)));
+            assert_eq!(read(&mut quirks, 8, DATA + 2, 2), upper);
+            read(&mut quirks, 8, CRTC, 2);
+        }
+        select(&mut quirks, address, 7);
+        let written = out(&mut quirks, DATA, &[6, 0, 0, 0]);
+        assert_eq!(written, [Some(Handled::Config(config))]);
+    }
+    for address in [0x1900, 0x8_9000, 0] {
+        select(&mut quirks, address, 5);
+        assert_eq!(read(&mut quirks, 8, DATA, 4).1, Some(Handled::Device));
+    }
+    out(&mut quirks, CRTC, &[0x38, 0]);
+    assert_eq!(read(&mut quirks, 8, DATA, 1).1, Some(Handled::Device));
+}
+
+#[test]
+fn vga_ports_take_bytes_and_words_too() {
+    let nvidia = || Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    // By bytes.
+    let mut quirks = nvidia();
+    out(&mut quirks, CRTC, &[0x38]);
+    out(&mut quirks, CRTC + 1, &[3]);
+    out(&mut quirks, DATA, &0x1810_u32.to_le_bytes());
+    out(&mut quirks, CRTC + 1, &[5]);
+    let bar0 = Some(Handled::Config(0x10));
+    assert_eq!(read(&mut quirks, 8, DATA, 4), (4, bar0));
+    // Another register of the CRTC, and one access from port to port.
+    out(&mut quirks, CRTC, &[0x0c, 7]);
+    assert_eq!(read(&mut quirks, 8, DATA, 4), (4, bar0));
+    out(&mut quirks, CRTC, &[0x38, 3]);
+    out(&mut quirks, DATA + 2, &[0, 0, 0x38, 5]);
+    assert_eq!(read(&mut quirks, 8, DATA, 4), (4, bar0), "the upper half");
+    // The lower half of an address: a mirror's, or any.
+    for (low, answer) in [
+        (0x1834_u16, Handled::Config(0x34)),
+        (0x1904, Handled::Fixed(0xff)),
+        (0x8010, Handled::Fixed(0xff)),
+    ] {
+        let mut quirks = nvidia();
+        out(&mut quirks, CRTC, &[0x38, 3]);
+        out(&mut quirks, DATA, &low.to_le_bytes());
+        out(&mut quirks, CRTC, &[0x38, 5]);
+        assert_eq!(read(&mut quirks, 8, DATA, 4).1, Some(answer), "{low:#x}");
+    }
+}
+
+#[test]
+fn vga_ports_let_nothing_through_before_they_are_told_what_they_are() {
+    let mut quirks = Quirks::find(&traits(VENDOR_NVIDIA, 0x03_0000), Vec::new());
+    let nobody = Some(Handled::Fixed(0xff));
+    assert_eq!(read(&mut quirks, 8, DATA, 4), (4, nobody));
+    out(&mut quirks, CRTC + 1, &[5]);
+    assert_eq!(out(&mut quirks, DATA, &[0; 4]), [nobody], "no index yet");
+    out(&mut quirks, CRTC, &[0x38, 3]);
+    out(&mut quirks, DATA, &0x1810_u32.to_le_bytes());
+    let saved = quirks.save();
+    quirks.reset();
+    assert_eq!(read(&mut quirks, 8, DATA, 4), (4, nobody), "reset");
+    // As earlier versions saved it, in the middle of a read.
+    let mut earlier = saved.clone();
+    let step = earlier.len() - 5;
+    earlier[step] = 3;
+    for saved in [saved, earlier] {
+        quirks.check(&saved).unwrap();
+        quirks.restore(&saved);
+        assert_eq!(read(&mut quirks, 8, DATA, 4), (4, nobody), "migrated");
+        out(&mut quirks, CRTC, &[0x38, 5]);
+        let bar0 = Some(Handled::Config(0x10));
+        assert_eq!(read(&mut quirks, 8, DATA, 4), (4, bar0));
+    }
 }
 
 #[test]
