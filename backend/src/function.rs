@@ -471,6 +471,7 @@ fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
 mod compose;
 mod doorbells;
 mod guest;
+mod probe;
 mod regions;
 mod rom;
 mod target;

@@ -153,6 +153,14 @@ pub struct Traits {
     pub config_size: u64,
     /// Where the MSI capability is that the guest sees.
     pub msi: Option<u64>,
+    /// Which of [`mirror_candidates`] show the device's own ids.
+    pub ids_at: Vec<u64>,
+}
+
+/// Where in BAR0 this device may show config space, as its reading there the device's own ids tells.
+#[must_use]
+pub fn mirror_candidates(traits: &Traits) -> Vec<u64> {
+    nvidia::candidates(traits)
 }
 
 impl Traits {

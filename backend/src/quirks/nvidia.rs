@@ -4,7 +4,8 @@
 //! | where | what | which |
 //! |---|---|---|
 //! | BAR0 + 0x88000 | all of config space | all, 3D controllers too |
-//! | BAR0 + 0x1800 | its first 256 bytes | VGA with the legacy ranges: chips before NV40 |
+//! | BAR0 + 0x92000 | all of config space | those that show their ids there: Hopper and Blackwell |
+//! | BAR0 + 0x1800 | its first 256 bytes | VGA with the legacy ranges, and those that show their ids there: chips before NV40 |
 //! | BAR5 (I/O) | address @8, data @0xc, behind two switches: registers of BAR0, the two mirrors among them | VGA |
 //! | VGA 0x3d0, 0x3d4 | the same, for real-mode code (`nvidia/vga.rs`) | VGA with the legacy ranges |
 //!
@@ -25,6 +26,7 @@ use vga::VgaPorts;
 
 const MIRROR: u64 = 0x8_8000;
 const MIRROR_SIZE: u64 = 0x1000;
+const NEW_MIRROR: u64 = 0x9_2000;
 const OLD_MIRROR: u64 = 0x1800;
 const OLD_MIRROR_SIZE: u64 = 256;
 const OLD_MIRROR_32: u32 = 0x1800;
@@ -36,17 +38,34 @@ const MSI_ACKNOWLEDGE: u64 = 2;
 const REARM: u64 = 0x704;
 const REARM_SIZE: u64 = 4;
 
+/// Where a board of NVIDIA may show config space, beside the mirror that all are taken to have.
+pub(super) fn candidates(traits: &Traits) -> Vec<u64> {
+    if traits.own.vendor_id != VENDOR_NVIDIA || !traits.is_display(VENDOR_NVIDIA) {
+        return Vec::new();
+    }
+    let inside = |at: &u64| traits.size(region::BAR0) >= at + 4;
+    [OLD_MIRROR, NEW_MIRROR]
+        .into_iter()
+        .filter(inside)
+        .collect()
+}
+
 /// What an NVIDIA board has.
 pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
     if !traits.is_display(VENDOR_NVIDIA) {
         return Vec::new();
     }
     let mut quirks: Vec<Box<dyn Quirk>> = vec![Box::new(Bar0Mirror::new(traits))];
-    if !traits.is_vga(VENDOR_NVIDIA) {
-        return quirks;
+    if traits.ids_at.contains(&NEW_MIRROR) {
+        quirks.push(Box::new(Mirror::new(
+            "nvidia-bar0-92000",
+            region::BAR0,
+            (NEW_MIRROR, MIRROR_SIZE),
+            traits.config_size,
+        )));
     }
-    let has_legacy_ranges = traits.size(region::VGA) > 0;
-    if has_legacy_ranges {
+    let has_legacy_ranges = traits.is_vga(VENDOR_NVIDIA) && traits.size(region::VGA) > 0;
+    if has_legacy_ranges || traits.ids_at.contains(&OLD_MIRROR) {
         quirks.push(Box::new(Mirror::new(
             "nvidia-bar0-1800",
             region::BAR0,
@@ -54,7 +73,7 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
             traits.config_size,
         )));
     }
-    if traits.is_io(5) && traits.size(BAR5) >= 0x10 {
+    if traits.is_vga(VENDOR_NVIDIA) && traits.is_io(5) && traits.size(BAR5) >= 0x10 {
         quirks.push(Box::new(ConfigWindow::new(
             "nvidia-bar5",
             BAR5,

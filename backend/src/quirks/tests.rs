@@ -28,6 +28,7 @@ fn traits(vendor: u16, class: u32) -> Traits {
         io: [false, false, false, false, true, true],
         config_size: 4096,
         msi: Some(0x68),
+        ids_at: Vec::new(),
     }
 }
 
@@ -72,6 +73,11 @@ fn who_has_which() {
     let mut modern = traits(VENDOR_NVIDIA, 0x03_0000);
     modern.sizes[8] = 0;
     assert_eq!(names(&modern), ["nvidia-bar0-88000", "nvidia-bar5"]);
+    modern.ids_at = vec![0x1800];
+    assert!(names(&modern).contains(&"nvidia-bar0-1800"));
+    let mut hopper = traits(VENDOR_NVIDIA, 0x03_0200);
+    hopper.ids_at = vec![0x9_2000];
+    assert_eq!(names(&hopper), ["nvidia-bar0-88000", "nvidia-bar0-92000"]);
     let mut disguised = traits(VENDOR_NVIDIA, 0x03_0000);
     disguised.shown.vendor_id = 0x1234;
     assert_eq!(names(&disguised).len(), 4, "the hardware is what it is");

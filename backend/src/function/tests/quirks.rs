@@ -19,6 +19,9 @@ struct Board {
     bars: [u64; 6],
     specific: HashMap<(u32, u32), Vec<u8>>,
     trapped: Mutex<Vec<(u32, Vec<std::ops::Range<u64>>)>>,
+    /// Where in BAR0 its own config space shows, and where it cannot be read.
+    mirrors: Vec<u64>,
+    unreadable: Vec<u64>,
 }
 
 const HOST_ASLS: [u8; 4] = [0x18, 0x00, 0x5e, 0x7a];
@@ -38,6 +41,8 @@ impl Board {
             bars: [16 << 20, 0, 0, 0, 0, 0],
             specific: HashMap::new(),
             trapped: Mutex::default(),
+            mirrors: Vec::new(),
+            unreadable: Vec::new(),
         }
     }
 
@@ -143,6 +148,15 @@ impl Device for Board {
     fn read(&self, _region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
         self.log.push(Event::Read(offset, data.len()));
         data.fill(0xdd);
+        if self.unreadable.contains(&offset) {
+            return Err(Error::Io {
+                what: "Reading",
+                source: Errno::IO.into(),
+            });
+        }
+        if self.mirrors.contains(&offset) {
+            data.copy_from_slice(&self.config[..data.len()]);
+        }
         Ok(())
     }
 
@@ -239,6 +253,59 @@ fn a_3d_controller_shows_no_host_address() {
     assert_eq!(board.log.take(), [], "no register that is hidden");
     function.write(0, 0x8_8704, &[0; 4]).unwrap();
     assert_eq!(board.log.take(), [Event::Write(0x8_8704, vec![0; 4])]);
+}
+
+#[test]
+fn a_mirror_that_only_some_chips_have_is_found_by_its_ids() {
+    let view = GuestView::default();
+    let areas = |function: &Function| {
+        let areas = function.mapping(0).unwrap().unwrap().areas.unwrap();
+        areas.iter().map(|area| area.offset).collect::<Vec<_>>()
+    };
+    let hopper = || Board::new(0x10de, 0x2330, 0x03_0200);
+    let mut board = hopper();
+    board.mirrors = vec![0x9_2000];
+    let (function, board) = board.compose(&view).unwrap();
+    assert_eq!(
+        function.quirks(),
+        ["nvidia-bar0-88000", "nvidia-bar0-92000"]
+    );
+    function.write(CONFIG, 0x10, &[0, 0, 0, 0xa5]).unwrap();
+    for at in [0, 0x10] {
+        let config: [u8; 4] = read(&function, CONFIG, at);
+        assert_eq!(read(&function, 0, 0x9_2000 + at), config, "{at:#x}");
+    }
+    board.log.take();
+    function.write(0, 0x9_2014, &[1; 4]).unwrap();
+    assert_eq!(board.log.take(), [Event::Write(0x14 | 7 << 40, vec![1; 4])]);
+    assert_eq!(areas(&function), [0, 0x8_9000, 0x9_3000]);
+
+    // Without one; and what cannot be read is not left open.
+    let (function, _) = hopper().compose(&view).unwrap();
+    assert_eq!(areas(&function), [0, 0x8_9000]);
+    let mut board = hopper();
+    board.unreadable = vec![0x1800, 0x9_2000];
+    let (function, _) = board.compose(&view).unwrap();
+    assert_eq!(areas(&function), [0, 0x2000, 0x8_9000, 0x9_3000]);
+
+    // Memory is decoded for that, and only for that.
+    let board = Arc::new(hopper());
+    let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, 8));
+    Function::new(Arc::clone(&board) as _, memory, &view).unwrap();
+    let command = |bits| Event::Write(4 | 7 << 40, vec![bits, 0]);
+    assert_eq!(
+        board.log.take(),
+        [
+            command(2),
+            Event::Read(0x1800, 4),
+            Event::Read(0x9_2000, 4),
+            command(0)
+        ]
+    );
+    let plain = Arc::new(Board::new(0x1234, 0x2330, 0x03_0200));
+    let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, 8));
+    Function::new(Arc::clone(&plain) as _, memory, &view).unwrap();
+    assert_eq!(plain.log.take(), []);
 }
 
 #[test]
