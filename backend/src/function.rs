@@ -144,6 +144,10 @@ impl Function {
                     self.device.read(index, at, piece)?;
                     self.read_config_locked(state, config, piece)
                 }
+                Handled::Fixed(byte) => {
+                    piece.fill(byte);
+                    Ok(())
+                }
             },
             _ => self.device.read(index, at, piece),
         }
@@ -205,6 +209,7 @@ impl Function {
                     self.write_config_locked(state, config, piece)?;
                     self.device.write(index, at, piece)
                 }
+                Handled::Fixed(_) => Ok(()),
             },
             _ => self.device.write(index, at, piece),
         }
@@ -466,6 +471,7 @@ fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
 mod compose;
 mod doorbells;
 mod guest;
+mod probe;
 mod regions;
 mod rom;
 mod target;

@@ -2,9 +2,12 @@
 //! Intel graphics, as a client without any device code finds them: their registers, and the regions of their host.
 
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use serde_json::Value;
 use system_tests::backend::Backend;
@@ -12,7 +15,7 @@ use system_tests::binaries;
 use system_tests::opregion;
 use tempfile::TempDir;
 use vfio_user_client::protocol::device::RegionCapability;
-use vfio_user_client::{Client, Options};
+use vfio_user_client::{Access, Client, Options};
 
 const CONFIG: u32 = 7;
 const OPREGION: u32 = 9;
@@ -140,6 +143,47 @@ fn the_regions_of_the_host() {
     let mut file = fs::File::from(fd);
     assert!(std::io::Write::write(&mut file, &[0]).is_err());
     assert!(file.set_len(0).is_err());
+}
+
+#[test]
+fn a_guest_that_asks_for_many_copies_fills_no_log() {
+    const ASLS: u64 = 0xfc;
+    let rig = Rig::new(&["--igd-opregion", "copy"]);
+    let client = rig.client();
+    let memory = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
+    ftruncate(&memory, 1 << 20).expect("room");
+    let backing = Some((memory.as_fd(), 0));
+    client
+        .dma_map(0x10_0000, 1 << 20, Access::ReadWrite, backing)
+        .expect("a map");
+    let ask = |address: u32| {
+        client
+            .region_write(CONFIG, ASLS, &address.to_le_bytes())
+            .expect("ASLS");
+        let mut copy = vec![0; opregion::SIZE];
+        let file = fs::File::from(memory.try_clone().expect("a descriptor"));
+        let at = u64::from(address) - 0x10_0000;
+        file.read_exact_at(&mut copy, at).expect("guest memory");
+        assert!(copy == opregion::of_guest(), "no copy at {address:#x}");
+        file.write_all_at(&vec![0; opregion::SIZE], at)
+            .expect("guest memory");
+    };
+    for _ in 0..100 {
+        ask(0x10_0000);
+    }
+    for round in 0..500 {
+        ask(0x11_0000 + round % 2 * 0x1_0000);
+    }
+    // What was said before has been read then.
+    rig.backend.wait_for_log("bytes copied to 0x110000,", 1);
+    drop(client);
+    let _next = rig.backend.attach();
+    let report = rig.backend.report();
+    let same = report.matches("bytes copied to 0x100000,").count();
+    assert_eq!(same, 1, "{report}");
+    // One a second is written. (In 250 seconds this fails for another reason.)
+    let lines = report.matches("bytes copied to").count();
+    assert!(lines < 250, "{lines} lines");
 }
 
 #[test]

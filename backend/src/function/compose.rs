@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use log::warn;
 
 use super::rom::{self, ShadowError};
-use super::{Function, State};
+use super::{Function, State, probe};
 use crate::device::{Device, region};
 use crate::interrupts::{Delivery, MSI, MSIX};
 use crate::memory::AddressSpace;
@@ -50,7 +50,8 @@ impl Function {
                 "The device's capability list is broken, and shown as far as it makes sense: {fault}"
             );
         }
-        let traits = traits(&*device, own, &config);
+        let mut traits = traits(&*device, own, &config);
+        traits.ids_at = probe::mirrors(&*device, config.is_live(), &traits);
         let igd = igd::compose(&view.igd, &traits, &*device, &mut config)?;
         let rom = rom::compose(&view.rom, &*device, &mut config)?;
         let quirks = Quirks::find(&traits, igd.quirks);
@@ -96,6 +97,7 @@ fn traits(device: &dyn Device, own: Identity, config: &ConfigSpace) -> Traits {
         io: [false; 6],
         config_size: config.bytes().len() as u64,
         msi: None,
+        ids_at: Vec::new(),
     };
     for (index, size) in (0..).zip(&mut traits.sizes) {
         *size = device.region(index).size;

@@ -2,7 +2,8 @@
 //! Doorbells of the function: writes that go from the guest to the device through an eventfd, past this process.
 //!
 //! A client asks for them (DEVICE_GET_REGION_IO_FDS) and lets its hypervisor signal the eventfd. From then on it is
-//! kept until the client leaves, resets included: the hypervisor would go on signalling it.
+//! kept until the client leaves, resets included: the hypervisor would go on signalling it. A guest that makes new ones
+//! after each reset comes to [`MAX_DOORBELLS`] in a region, and no further.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -11,7 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::Function;
 use crate::device::Error;
-use crate::quirks::Doorbell;
+use crate::quirks::{Doorbell, MAX_DOORBELLS};
 use crate::report::chain;
 
 /// What a client has, and the device listens to.
@@ -30,6 +31,10 @@ impl Function {
         let mut state = self.state();
         let here = state.quirks.doorbells();
         for doorbell in here.into_iter().filter(|d| d.region == region) {
+            let in_region = state.doorbells.iter().filter(|(d, _)| d.region == region);
+            if in_region.count() >= MAX_DOORBELLS {
+                break;
+            }
             if state.doorbells.iter().any(|(armed, _)| *armed == doorbell) {
                 continue;
             }

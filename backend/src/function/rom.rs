@@ -9,10 +9,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use log::{debug, warn};
+use log::warn;
 
+use super::probe;
 use crate::device::{self, Device, region};
-use crate::pci::registers::{PCI_COMMAND, PCI_COMMAND_MEMORY};
 use crate::pci::rom::{self, RomError};
 use crate::pci::{ConfigSpace, Identity, RomView};
 use crate::report::chain;
@@ -103,18 +103,8 @@ fn of_device(device: &dyn Device, config: &mut ConfigSpace, identity: &Identity)
 fn read(device: &dyn Device, config: &ConfigSpace, size: u64) -> Result<Vec<u8>, device::Error> {
     let length = usize::try_from(size.min(LARGEST)).unwrap_or(0);
     let mut rom = vec![0; length];
-    if !config.is_live() {
-        device.read(region::ROM, 0, &mut rom)?;
-        return Ok(rom);
-    }
-    let at = u64::from(PCI_COMMAND);
-    let mut command = [0; 2];
-    device.read_config(at, &mut command)?;
-    let decoding = u16::from_le_bytes(command) | PCI_COMMAND_MEMORY;
-    device.write_config(at, &decoding.to_le_bytes())?;
-    let done = device.read(region::ROM, 0, &mut rom);
-    if let Err(error) = device.write_config(at, &command) {
-        debug!("Memory decoding stays on: {}", chain(&error));
-    }
-    done.map(|()| rom)
+    probe::while_decoding(device, config.is_live(), || {
+        device.read(region::ROM, 0, &mut rom)
+    })?;
+    Ok(rom)
 }

@@ -87,14 +87,14 @@ impl ConfigSpace {
     /// The guest writes `data` at `offset`. Bits that are not writable ignore it, as hardware does.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<Changes, OutOfRange> {
         let range = range::checked(offset, data.len(), self.values.len())?;
-        let power_state_byte = self.places.pm.map(|pm| usize::from(pm + PCI_PM_CTRL));
+        let power_control = self.power_control();
+        let is_live = self.is_live();
         let mut changes = Changes::NONE;
         for (index, &byte) in range.zip(data) {
             let (value, rule) = (&mut self.values[index], self.rules[index]);
             let mut next = (*value & !rule.write | byte & rule.write) & !(byte & rule.clear);
-            if Some(index) == power_state_byte && !matches!(next & 3, 0 | 3) {
-                // A write of an unsupported state completes and is discarded (PCI-PM 1.2, 3.2.4).
-                next = next & !3 | *value & 3;
+            if Some(index) == power_control && !is_live {
+                next = settled_power(next, *value);
             }
             if next != *value {
                 *value = next;
@@ -168,9 +168,16 @@ impl ConfigSpace {
     /// [`OutOfRange`] for another size; nothing is changed then.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), OutOfRange> {
         self.check_size(bytes.len())?;
-        for ((value, rule), byte) in self.values.iter_mut().zip(&self.rules).zip(bytes) {
+        let power_control = self.power_control();
+        let is_live = self.is_live();
+        let values = self.values.iter_mut().zip(&self.rules).zip(bytes);
+        for (index, ((value, rule), byte)) in values.enumerate() {
             let mask = rule.write | rule.clear;
-            *value = *value & !mask | byte & mask;
+            let mut next = *value & !mask | byte & mask;
+            if Some(index) == power_control && !is_live {
+                next = settled_power(next, *value);
+            }
+            *value = next;
         }
         Ok(())
     }
@@ -209,8 +216,12 @@ impl ConfigSpace {
     /// Whether the power state is among these bytes.
     #[must_use]
     pub fn is_power_control(&self, bytes: &std::ops::Range<usize>) -> bool {
-        let at = self.places.pm.map(|pm| usize::from(pm + PCI_PM_CTRL));
-        at.is_some_and(|at| bytes.contains(&at))
+        self.power_control().is_some_and(|at| bytes.contains(&at))
+    }
+
+    /// The byte that the power state is in.
+    fn power_control(&self) -> Option<usize> {
+        self.places.pm.map(|pm| usize::from(pm + PCI_PM_CTRL))
     }
 
     /// A checksum of what no software can change, at power-on: equal for functions made alike.
@@ -325,6 +336,15 @@ impl ConfigSpace {
         for (value, byte) in tail.iter_mut().zip(bytes) {
             *value = *byte;
         }
+    }
+}
+
+/// The byte with the power state after a write: a function without D1 and D2, as all that are composed here, discards
+/// them (PCI-PM 1.2, 3.2.4). A device behind decides for itself.
+const fn settled_power(next: u8, before: u8) -> u8 {
+    match next & 3 {
+        0 | 3 => next,
+        _ => next & !3 | before & 3,
     }
 }
 

@@ -306,6 +306,14 @@ fn links(lists: &Lists, size: usize) -> Vec<Link> {
 }
 
 impl ConfigSpace {
+    /// Whether a capability of the standard list has any of these bytes.
+    #[must_use]
+    pub fn has_capability_in(&self, range: Range<u16>) -> bool {
+        let (standard, _) = standard(self.bytes());
+        let mut entries = standard.iter();
+        entries.any(|entry| overlaps(&(entry.at..entry.end()), &range))
+    }
+
     /// Makes these the lists that the guest finds; what is between their headers stays as it is.
     pub(super) fn link(&mut self, lists: &Lists) {
         for (at, value, mask) in links(lists, self.bytes().len()) {

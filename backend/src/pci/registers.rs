@@ -137,6 +137,10 @@ pub const PCI_EXT_CAP_ID_VF_REBAR: u16 = 0x0024;
 
 /// Capabilities, 2 bytes.
 pub const PCI_PM_PMC: u16 = 2;
+/// There is a D1, in the upper byte of the capabilities.
+pub const PCI_PM_PMC_D1: u8 = 1 << 1;
+/// There is a D2.
+pub const PCI_PM_PMC_D2: u8 = 1 << 2;
 /// Control and status (PMCSR), 2 bytes.
 pub const PCI_PM_CTRL: u16 = 4;
 /// Power state: 0 is D0, 3 is D3hot.
@@ -196,6 +200,10 @@ pub const PCI_CAP_MSIX_SIZEOF: u16 = 12;
 
 /// Capabilities, 2 bytes.
 pub const PCI_EXP_FLAGS: u16 = 0x02;
+/// What kind of function it is, in the flags.
+pub const PCI_EXP_FLAGS_TYPE: u16 = 0x00f0;
+/// In the processor or chipset, without a link.
+pub const PCI_EXP_TYPE_RC_END: u16 = 0x9;
 /// Device capabilities, 4 bytes.
 pub const PCI_EXP_DEVCAP: u16 = 0x04;
 /// 8-bit tags.

@@ -43,8 +43,8 @@ pub enum PowerState {
     /// Working.
     #[default]
     D0,
-    /// Asleep: only configuration space answers.
-    D3Hot,
+    /// D1, D2 or D3hot: only configuration space answers.
+    Asleep,
 }
 
 /// The MSI capability as programmed.
@@ -154,8 +154,8 @@ impl ConfigSpace {
     pub fn power_state(&self) -> PowerState {
         let state = self.places.pm.map_or(0, |pm| self.u16_at(pm + PCI_PM_CTRL));
         match state & PCI_PM_CTRL_STATE_MASK {
-            3 => PowerState::D3Hot,
-            _ => PowerState::D0,
+            0 => PowerState::D0,
+            _ => PowerState::Asleep,
         }
     }
 
@@ -242,6 +242,15 @@ impl ConfigSpace {
             size,
             address: value & !(size - 1),
             enabled: value & PCI_ROM_ADDRESS_ENABLE != 0,
+        })
+    }
+
+    /// Whether the function is a device behind a PCI Express link, and not a part of the processor or the chipset.
+    pub fn is_express_endpoint(&self) -> bool {
+        let express = self.capabilities().find(|(id, _)| *id == PCI_CAP_ID_EXP);
+        express.is_some_and(|(_, at)| {
+            let kind = (self.u16_at(at + PCI_EXP_FLAGS) & PCI_EXP_FLAGS_TYPE) >> 4;
+            kind != PCI_EXP_TYPE_RC_END
         })
     }
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! AMD boards with the legacy VGA ranges: config space shows through ports in BAR4, and in BAR2.
+//! AMD VGA boards: config space shows through ports in BAR4, and in BAR2.
 //!
 //! | where | what | which |
 //! |---|---|---|
 //! | BAR4 (I/O) | address @0, data @4; config space is at 0x4000 - 0x4fff of what they reach | all |
 //! | BAR2 + 0x4000 | the first 256 bytes of config space | BAR2 has 64 bits and holds the registers |
-//! | VGA 0x3c3 | the upper byte of BAR4's address | BAR4 has 256 ports or more |
+//! | VGA 0x3c3 | the upper byte of BAR4's address | BAR4 has 256 ports or more, and the legacy VGA ranges are there |
 //!
 //! Boards from Bonaire (2013) on have their registers in BAR5, and doorbells in BAR2: nothing is trapped there,
-//! for a doorbell that ends in config space would be lost. Without the VGA ranges no driver is known to use
-//! any of this. Source: what QEMU traps.
+//! for a doorbell that ends in config space would be lost. The BARs show config space whether the host gives the guest
+//! the VGA ranges or not. Source: what QEMU traps.
 
 use super::mirror::Mirror;
 use super::window::{ConfigWindow, Match};
@@ -27,23 +27,23 @@ const BAR4_PORT: u64 = 0x3c3;
 
 /// What an AMD board has.
 pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
-    if !traits.is_vga(VENDOR_AMD) || traits.size(region::VGA) == 0 {
+    if !traits.is_vga(VENDOR_AMD) {
         return Vec::new();
     }
     let mut quirks: Vec<Box<dyn Quirk>> = Vec::new();
     if traits.is_io(4) && traits.size(BAR4) >= 8 {
         let config = Match {
             base: 0x4000,
-            size: u32::try_from(traits.config_size).unwrap_or(0),
+            size: 0x1000,
+            config_size: traits.config_size,
         };
         quirks.push(Box::new(ConfigWindow::new(
             "amd-bar4",
             BAR4,
             (0, 4),
-            None,
             vec![config],
         )));
-        if traits.size(BAR4) >= 256 {
+        if traits.size(BAR4) >= 256 && traits.size(region::VGA) > 0 {
             quirks.push(Box::new(Bar4Port));
         }
     }
@@ -51,8 +51,8 @@ pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
         quirks.push(Box::new(Mirror::new(
             "amd-bar2-4000",
             BAR2,
-            MIRROR,
-            MIRROR_SIZE,
+            (MIRROR, MIRROR_SIZE),
+            traits.config_size,
         )));
     }
     quirks

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 /// Repetitions after which a write is one (as QEMU counts).
 const REPETITIONS: u32 = 10;
-/// Doorbells that one function has at the most.
-pub(super) const MAX_DOORBELLS: usize = 10;
+/// Doorbells that one region has at the most.
+pub const MAX_DOORBELLS: usize = 10;
 /// Different writes that are counted at a time.
 const CANDIDATES: usize = 10;
 

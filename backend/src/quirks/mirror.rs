@@ -10,26 +10,34 @@ use super::{Handled, Place, Quirk, Window};
 pub(super) struct Mirror {
     name: &'static str,
     window: Window,
-    /// Bytes of config space whose write means something to the hardware, though nothing is stored there.
-    acknowledge: Range<u64>,
+    /// Bytes of config space that there are; the hardware has the rest of the window for itself.
+    config_size: u64,
+    /// Bytes whose write means something to the hardware, though nothing is stored there.
+    acknowledge: Vec<Range<u64>>,
 }
 
 impl Mirror {
-    /// `size` bytes of config space from `offset` of a region.
-    pub(super) fn new(name: &'static str, region: u32, offset: u64, size: u64) -> Self {
+    /// `size` bytes from `offset` of a region, which show config space of `config_size` bytes, and then nothing.
+    pub(super) fn new(
+        name: &'static str,
+        region: u32,
+        (offset, size): (u64, u64),
+        config_size: u64,
+    ) -> Self {
         Self {
             name,
             window: Window {
                 region,
                 range: offset..offset.saturating_add(size),
             },
-            acknowledge: 0..0,
+            config_size,
+            acknowledge: Vec::new(),
         }
     }
 
-    /// A write to these bytes of config space goes to the device too, through the mirror.
+    /// A write to these bytes goes to the device too, through the mirror.
     pub(super) fn acknowledged_by(mut self, bytes: Range<u64>) -> Self {
-        self.acknowledge = bytes;
+        self.acknowledge.push(bytes);
         self
     }
 
@@ -43,20 +51,34 @@ impl Quirk for Mirror {
         self.name
     }
 
+    /// Divided where config space ends, so that an access is on one side of it.
     fn windows(&self) -> Vec<Window> {
-        vec![self.window.clone()]
+        let Window { region, range } = self.window.clone();
+        let end = range.start.saturating_add(self.config_size).min(range.end);
+        [range.start..end, end..range.end]
+            .map(|range| Window { region, range })
+            .to_vec()
     }
 
     fn read(&mut self, place: Place, _length: usize) -> Handled {
-        Handled::ConfigAndDevice(self.config(place))
+        let at = self.config(place);
+        if at < self.config_size {
+            Handled::ConfigAndDevice(at)
+        } else {
+            Handled::Fixed(0)
+        }
     }
 
     fn write(&mut self, place: Place, data: &[u8]) -> Handled {
         let at = self.config(place);
         let end = at.saturating_add(data.len() as u64);
-        if at >= self.acknowledge.start && end <= self.acknowledge.end {
-            return Handled::ConfigAndDevice(at);
+        let mut acknowledge = self.acknowledge.iter();
+        let acknowledged = acknowledge.any(|bytes| at >= bytes.start && end <= bytes.end);
+        match (at < self.config_size, acknowledged) {
+            (true, true) => Handled::ConfigAndDevice(at),
+            (true, false) => Handled::Config(at),
+            (false, true) => Handled::Device,
+            (false, false) => Handled::Fixed(0),
         }
-        Handled::Config(at)
     }
 }

@@ -5,7 +5,7 @@
 //! | file | job |
 //! |---|---|
 //! | `mirror.rs`, `window.rs` | the two ways in which a BAR shows config space: at an offset, or by address and data |
-//! | `nvidia.rs`, `amd.rs` | where those are, and what else these boards do |
+//! | `nvidia.rs`, `nvidia/`, `amd.rs` | where those are, and what else these boards do |
 //! | `igd/` | Intel graphics in the processor: generations, OpRegion, stolen memory |
 //! | `doorbells.rs` | writes that are repeated so often that an eventfd had better take them |
 //! | `specific.rs` | device-specific regions that the client gets to read |
@@ -31,7 +31,7 @@ use std::ops::Range;
 use crate::device::region;
 use crate::memory::AddressSpace;
 use crate::pci::{ConfigSpace, Identity};
-pub use doorbells::Doorbell;
+pub use doorbells::{Doorbell, MAX_DOORBELLS};
 pub use specific::{SpecificKind, SpecificRegion};
 
 const VENDOR_AMD: u16 = 0x1002;
@@ -70,6 +70,8 @@ pub enum Handled {
     /// Both. The device is read first, for what that does to it, and its answer thrown away; it is written
     /// last.
     ConfigAndDevice(u64),
+    /// Nobody: each byte reads so, and takes no writes.
+    Fixed(u8),
 }
 
 /// What a quirk may look at, and reach, when config space was written.
@@ -151,6 +153,14 @@ pub struct Traits {
     pub config_size: u64,
     /// Where the MSI capability is that the guest sees.
     pub msi: Option<u64>,
+    /// Which of [`mirror_candidates`] show the device's own ids.
+    pub ids_at: Vec<u64>,
+}
+
+/// Where in BAR0 this device may show config space, as its reading there the device's own ids tells.
+#[must_use]
+pub fn mirror_candidates(traits: &Traits) -> Vec<u64> {
+    nvidia::candidates(traits)
 }
 
 impl Traits {

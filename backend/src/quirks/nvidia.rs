@@ -1,25 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! NVIDIA VGA boards: config space shows in BAR0, and through ports in BAR5 and among the VGA registers.
+//! NVIDIA boards: config space shows in BAR0, and through ports in BAR5 and among the VGA registers.
 //!
-//! | where | what |
-//! |---|---|
-//! | BAR0 + 0x88000 | all of config space |
-//! | BAR0 + 0x1800 | its first 256 bytes |
-//! | BAR5 (I/O) | master @0, enable @4, address @8, data @0xc: registers of BAR0, the two mirrors among them |
-//! | VGA 0x3d0, 0x3d4 | the older way to the mirror at 0x1800 |
+//! | where | what | which |
+//! |---|---|---|
+//! | BAR0 + 0x88000 | all of config space | all, 3D controllers too |
+//! | BAR0 + 0x92000 | all of config space | those that show their ids there: Hopper and Blackwell |
+//! | BAR0 + 0x1800 | its first 256 bytes | VGA with the legacy ranges, and those that show their ids there: chips before NV40 |
+//! | BAR5 (I/O) | address @8, data @0xc, behind two switches: registers of BAR0, the two mirrors among them | VGA |
+//! | VGA 0x3d0, 0x3d4 | the same, for real-mode code (`nvidia/vga.rs`) | VGA with the legacy ranges |
 //!
 //! A driver acknowledges an MSI by a write to the first two bytes of its capability through the mirror, which
 //! stores nothing and means something to the hardware; newer ones write the same value to config 0x704 for
-//! every interrupt. Boards of other classes (the 3D controllers of data centers) do nothing of this. Sources:
-//! envytools, hwdocs; what QEMU traps.
+//! every interrupt. Where the host shows only 256 bytes of config space, the mirror has 4096 all the same. Sources:
+//! envytools, hwdocs; NVIDIA's open kernel modules and nouveau, by which the mirror belongs to the chip and not to its
+//! class; what QEMU traps.
+
+mod vga;
 
 use super::doorbells::{Doorbell, MAX_DOORBELLS, Repeats};
 use super::mirror::Mirror;
-use super::window::{ConfigWindow, Gate, Match};
+use super::window::{ConfigWindow, Match};
 use super::{Handled, Place, Quirk, Traits, VENDOR_NVIDIA, Window};
 use crate::device::region;
+use vga::VgaPorts;
 
 const MIRROR: u64 = 0x8_8000;
+const MIRROR_SIZE: u64 = 0x1000;
+const NEW_MIRROR: u64 = 0x9_2000;
 const OLD_MIRROR: u64 = 0x1800;
 const OLD_MIRROR_SIZE: u64 = 256;
 const OLD_MIRROR_32: u32 = 0x1800;
@@ -27,59 +34,72 @@ const MIRROR_32: u32 = 0x8_8000;
 const BAR5: u32 = 5;
 /// Bytes of the capability id and the pointer to the next one.
 const MSI_ACKNOWLEDGE: u64 = 2;
-/// Where drivers write after every interrupt.
+/// Where drivers write after every interrupt. Nothing else may be a doorbell: those pass the composition by.
 const REARM: u64 = 0x704;
-/// Only writes behind the header can be doorbells.
-const HEADER: u64 = 0x40;
+const REARM_SIZE: u64 = 4;
 
-/// What an NVIDIA VGA board has.
+/// Where a board of NVIDIA may show config space, beside the mirror that all are taken to have.
+pub(super) fn candidates(traits: &Traits) -> Vec<u64> {
+    if traits.own.vendor_id != VENDOR_NVIDIA || !traits.is_display(VENDOR_NVIDIA) {
+        return Vec::new();
+    }
+    let inside = |at: &u64| traits.size(region::BAR0) >= at + 4;
+    [OLD_MIRROR, NEW_MIRROR]
+        .into_iter()
+        .filter(inside)
+        .collect()
+}
+
+/// What an NVIDIA board has.
 pub(super) fn quirks(traits: &Traits) -> Vec<Box<dyn Quirk>> {
-    if !traits.is_vga(VENDOR_NVIDIA) {
+    if !traits.is_display(VENDOR_NVIDIA) {
         return Vec::new();
     }
     let mut quirks: Vec<Box<dyn Quirk>> = vec![Box::new(Bar0Mirror::new(traits))];
-    let size = traits.config_size.min(OLD_MIRROR_SIZE);
-    quirks.push(Box::new(Mirror::new(
-        "nvidia-bar0-1800",
-        region::BAR0,
-        OLD_MIRROR,
-        size,
-    )));
-    if traits.is_io(5) && traits.size(BAR5) >= 0x10 {
-        let gate = Gate {
-            master: 0,
-            enable: 4,
-        };
-        let config_size = u32::try_from(traits.config_size).unwrap_or(0);
-        let matches = vec![
-            Match {
-                base: OLD_MIRROR_32,
-                size: 256,
-            },
-            Match {
-                base: MIRROR_32,
-                size: config_size,
-            },
-        ];
+    if traits.ids_at.contains(&NEW_MIRROR) {
+        quirks.push(Box::new(Mirror::new(
+            "nvidia-bar0-92000",
+            region::BAR0,
+            (NEW_MIRROR, MIRROR_SIZE),
+            traits.config_size,
+        )));
+    }
+    let has_legacy_ranges = traits.is_vga(VENDOR_NVIDIA) && traits.size(region::VGA) > 0;
+    if has_legacy_ranges || traits.ids_at.contains(&OLD_MIRROR) {
+        quirks.push(Box::new(Mirror::new(
+            "nvidia-bar0-1800",
+            region::BAR0,
+            (OLD_MIRROR, OLD_MIRROR_SIZE),
+            traits.config_size,
+        )));
+    }
+    if traits.is_vga(VENDOR_NVIDIA) && traits.is_io(5) && traits.size(BAR5) >= 0x10 {
         quirks.push(Box::new(ConfigWindow::new(
             "nvidia-bar5",
             BAR5,
             (8, 0xc),
-            Some(gate),
-            matches,
+            mirrors(traits.config_size).to_vec(),
         )));
     }
-    if traits.size(region::VGA) > 0 {
-        quirks.push(Box::new(VgaPorts::default()));
+    if has_legacy_ranges {
+        quirks.push(Box::new(VgaPorts::new(mirrors(traits.config_size))));
     }
     quirks
+}
+
+/// The mirrors as addresses of the chip's registers.
+fn mirrors(config_size: u64) -> [Match; 2] {
+    [(OLD_MIRROR_32, 0x100), (MIRROR_32, 0x1000)].map(|(base, size)| Match {
+        base,
+        size,
+        config_size,
+    })
 }
 
 /// The mirror of all of config space, with its doorbells.
 #[derive(Debug)]
 struct Bar0Mirror {
     mirror: Mirror,
-    config_size: u64,
     repeats: Repeats,
 }
 
@@ -88,13 +108,17 @@ impl Bar0Mirror {
         let mirror = Mirror::new(
             "nvidia-bar0-88000",
             region::BAR0,
-            MIRROR,
+            (MIRROR, MIRROR_SIZE),
             traits.config_size,
         );
         let acknowledge = traits.msi.map_or(0..0, |at| at..at + MSI_ACKNOWLEDGE);
+        let mut mirror = mirror.acknowledged_by(acknowledge);
+        if REARM >= traits.config_size {
+            // Config space has no such register for the guest; its interrupts need it.
+            mirror = mirror.acknowledged_by(REARM..REARM + REARM_SIZE);
+        }
         Self {
-            mirror: mirror.acknowledged_by(acknowledge),
-            config_size: traits.config_size,
+            mirror,
             repeats: Repeats::default(),
         }
     }
@@ -114,7 +138,9 @@ impl Quirk for Bar0Mirror {
     }
 
     fn write(&mut self, place: Place, data: &[u8]) -> Handled {
-        if place.offset >= MIRROR + HEADER
+        let end = place.offset.saturating_add(data.len() as u64);
+        if place.offset >= MIRROR + REARM
+            && end <= MIRROR + REARM + REARM_SIZE
             && let Some(doorbell) = Doorbell::of(place.region, place.offset, data)
         {
             self.repeats.count(doorbell);
@@ -130,11 +156,9 @@ impl Quirk for Bar0Mirror {
             size: 4,
             data: 0,
         };
-        let known = (REARM < self.config_size).then_some(known);
         let repeated = self.repeats.found().iter().copied();
-        let repeated = repeated.filter(|doorbell| Some(*doorbell) != known);
-        known
-            .into_iter()
+        let repeated = repeated.filter(|doorbell| *doorbell != known);
+        std::iter::once(known)
             .chain(repeated)
             .take(MAX_DOORBELLS)
             .collect()
@@ -142,113 +166,5 @@ impl Quirk for Bar0Mirror {
 
     fn reset(&mut self) {
         self.repeats.clear();
-    }
-}
-
-/// The way to the mirror at 0x1800 through VGA ports: 0x338 to 0x3d4, the offset in BAR0 to 0x3d0, then 0x538 to
-/// read or 0x738 to write to 0x3d4, then the access to 0x3d0. Anything else begins anew.
-#[derive(Debug, Default)]
-struct VgaPorts {
-    step: Step,
-    offset: u32,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Step {
-    #[default]
-    Idle,
-    Select,
-    Window,
-    Read,
-    Write,
-}
-
-const DATA_PORT: u64 = 0x3d0;
-const INDEX_PORT: u64 = 0x3d4;
-
-impl VgaPorts {
-    /// The config offset that is selected.
-    fn selected(&self) -> Option<u64> {
-        let into = self.offset.checked_sub(OLD_MIRROR_32)?;
-        (into < 256).then_some(into.into())
-    }
-}
-
-impl Quirk for VgaPorts {
-    fn name(&self) -> &'static str {
-        "nvidia-vga-3d0"
-    }
-
-    fn windows(&self) -> Vec<Window> {
-        [DATA_PORT, INDEX_PORT]
-            .map(|at| Window {
-                region: region::VGA,
-                range: at..at + 2,
-            })
-            .to_vec()
-    }
-
-    fn read(&mut self, place: Place, _length: usize) -> Handled {
-        let step = std::mem::take(&mut self.step);
-        match self.selected() {
-            Some(at) if step == Step::Read && place.offset == DATA_PORT => Handled::Config(at),
-            _ => Handled::Device,
-        }
-    }
-
-    fn write(&mut self, place: Place, data: &[u8]) -> Handled {
-        let step = std::mem::take(&mut self.step);
-        let mut word = [0; 4];
-        for (byte, written) in word.iter_mut().zip(data) {
-            *byte = *written;
-        }
-        let value = u32::from_le_bytes(word);
-        if place.offset == INDEX_PORT {
-            self.step = match (step, value) {
-                (Step::Idle, 0x338) => Step::Select,
-                (Step::Window, 0x538) => Step::Read,
-                (Step::Window, 0x738) => Step::Write,
-                _ => Step::Idle,
-            };
-        } else if step == Step::Select {
-            self.offset = value;
-            self.step = Step::Window;
-        } else if let (Step::Write, Some(at)) = (step, self.selected()) {
-            return Handled::Config(at);
-        }
-        Handled::Device
-    }
-
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
-
-    fn save(&self) -> Vec<u8> {
-        let step = match self.step {
-            Step::Idle => 0,
-            Step::Select => 1,
-            Step::Window => 2,
-            Step::Read => 3,
-            Step::Write => 4,
-        };
-        [&[step][..], &self.offset.to_le_bytes()].concat()
-    }
-
-    fn can_restore(&self, saved: &[u8]) -> bool {
-        matches!(saved, [0..=4, _, _, _, _])
-    }
-
-    fn restore(&mut self, saved: &[u8]) {
-        let [step, offset @ ..] = saved else { return };
-        self.step = match step {
-            1 => Step::Select,
-            2 => Step::Window,
-            3 => Step::Read,
-            4 => Step::Write,
-            _ => Step::Idle,
-        };
-        if let Some(offset) = offset.first_chunk() {
-            self.offset = u32::from_le_bytes(*offset);
-        }
     }
 }

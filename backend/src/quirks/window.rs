@@ -2,7 +2,9 @@
 //! Config space behind an address and a data register in an I/O BAR.
 //!
 //! The guest writes an address of the chip's register space and accesses the data register; where the address
-//! falls on a mirror of config space, that access is for the composed one.
+//! falls on a mirror of config space, that access is for the composed one. While it is not certain what address the
+//! hardware has, which is so until the guest writes one, no access gets through. Whether switches of the hardware close
+//! the window does not matter: what they keep from the guest, the guest may have of the composition.
 
 use std::ops::Range;
 
@@ -13,14 +15,71 @@ use super::{Handled, Place, Quirk, Window};
 pub(super) struct Match {
     pub base: u32,
     pub size: u32,
+    /// Bytes of config space that there are; behind them the guest sees nothing of the hardware's.
+    pub config_size: u64,
 }
 
-/// Two registers whose lowest bit must be set in both for the window to be open.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Gate {
-    pub master: u64,
-    pub enable: u64,
+impl Match {
+    /// What an access means whose address falls here.
+    fn answer(&self, address: u32, into: u64) -> Option<Handled> {
+        let at = address
+            .checked_sub(self.base)
+            .filter(|at| *at < self.size)?;
+        let at = u64::from(at).saturating_add(into);
+        Some(if at < self.config_size {
+            Handled::Config(at)
+        } else {
+            Handled::Fixed(0)
+        })
+    }
 }
+
+/// The address register as the guest wrote it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Latch {
+    value: u32,
+    /// The hardware has the same one. Only a write of the whole register tells.
+    certain: bool,
+}
+
+impl Latch {
+    /// What the guest left in a function like this one.
+    pub(super) fn restored(value: u32) -> Self {
+        Self {
+            value,
+            certain: false,
+        }
+    }
+
+    pub(super) fn value(self) -> u32 {
+        self.value
+    }
+
+    /// The guest writes to the register, so many bytes into it.
+    pub(super) fn write(&mut self, into: u64, data: &[u8]) {
+        let into = usize::try_from(into).unwrap_or(usize::MAX);
+        let mut bytes = self.value.to_le_bytes();
+        for (byte, new) in bytes.iter_mut().skip(into).zip(data) {
+            *byte = *new;
+        }
+        self.value = u32::from_le_bytes(bytes);
+        self.certain = into == 0 && data.len() >= bytes.len();
+    }
+
+    /// What an access to the data register means, that begins so many bytes into it.
+    pub(super) fn through(self, matches: &[Match], into: u64) -> Handled {
+        let hit = matches.iter().find_map(|m| m.answer(self.value, into));
+        let elsewhere = if self.certain {
+            Handled::Device
+        } else {
+            UNCERTAIN
+        };
+        hit.unwrap_or(elsewhere)
+    }
+}
+
+/// What a data register answers that may show anything: as if nobody were there.
+pub(super) const UNCERTAIN: Handled = Handled::Fixed(0xff);
 
 /// A pair of registers in a BAR.
 #[derive(Debug)]
@@ -29,23 +88,19 @@ pub(super) struct ConfigWindow {
     region: u32,
     address: u64,
     data: u64,
-    gate: Option<Gate>,
     matches: Vec<Match>,
-    /// As the guest wrote them: address, master, enable.
-    latched: [u32; 3],
+    latch: Latch,
 }
 
 const WIDTH: u64 = 4;
-const ADDRESS: usize = 0;
-const MASTER: usize = 1;
-const ENABLE: usize = 2;
+/// What earlier versions saved of the two switches of a window and looked at: both on.
+const SWITCHES: [u32; 2] = [1; 2];
 
 impl ConfigWindow {
     pub(super) fn new(
         name: &'static str,
         region: u32,
         (address, data): (u64, u64),
-        gate: Option<Gate>,
         matches: Vec<Match>,
     ) -> Self {
         Self {
@@ -53,9 +108,8 @@ impl ConfigWindow {
             region,
             address,
             data,
-            gate,
             matches,
-            latched: [0; 3],
+            latch: Latch::default(),
         }
     }
 
@@ -63,38 +117,11 @@ impl ConfigWindow {
         at..at.saturating_add(WIDTH)
     }
 
-    /// Which of the latched registers is at an offset.
-    fn latch(&self, offset: u64) -> Option<(usize, u64)> {
-        let gate = self.gate;
-        [
-            (ADDRESS, Some(self.address)),
-            (MASTER, gate.map(|gate| gate.master)),
-            (ENABLE, gate.map(|gate| gate.enable)),
-        ]
-        .into_iter()
-        .find_map(|(index, at)| {
-            let at = at?;
-            Self::register(at)
-                .contains(&offset)
-                .then(|| (index, offset - at))
-        })
-    }
-
-    fn is_open(&self) -> bool {
-        let [_, master, enable] = self.latched;
-        self.gate.is_none() || master & enable & 1 != 0
-    }
-
-    /// What an access to the data register means, that begins so many bytes into it.
-    fn through(&self, into: u64) -> Handled {
-        let [address, ..] = self.latched;
-        let hit = self
-            .matches
-            .iter()
-            .find(|m| self.is_open() && address >= m.base && address - m.base < m.size);
-        match hit {
-            Some(m) => Handled::Config(u64::from(address - m.base).saturating_add(into)),
-            None => Handled::Device,
+    /// What an access to either register means.
+    fn answer(&self, place: Place) -> Handled {
+        match place.offset.checked_sub(self.data) {
+            Some(into) if into < WIDTH => self.latch.through(&self.matches, into),
+            _ => Handled::Device,
         }
     }
 }
@@ -105,59 +132,41 @@ impl Quirk for ConfigWindow {
     }
 
     fn windows(&self) -> Vec<Window> {
-        let gate = self.gate.map(|gate| [gate.master, gate.enable]);
-        let registers = gate.into_iter().flatten().chain([self.address, self.data]);
-        registers
+        [self.address, self.data]
             .map(|at| Window {
                 region: self.region,
                 range: Self::register(at),
             })
-            .collect()
+            .to_vec()
     }
 
     fn read(&mut self, place: Place, _length: usize) -> Handled {
-        if Self::register(self.data).contains(&place.offset) {
-            return self.through(place.offset - self.data);
-        }
-        Handled::Device
+        self.answer(place)
     }
 
     fn write(&mut self, place: Place, data: &[u8]) -> Handled {
-        if let Some((index, into)) = self.latch(place.offset) {
-            let into = usize::try_from(into).unwrap_or(usize::MAX);
-            if let Some(latched) = self.latched.get_mut(index) {
-                let mut bytes = latched.to_le_bytes();
-                for (byte, new) in bytes.iter_mut().skip(into).zip(data) {
-                    *byte = *new;
-                }
-                *latched = u32::from_le_bytes(bytes);
-            }
-            return Handled::Device;
+        if Self::register(self.address).contains(&place.offset) {
+            self.latch.write(place.offset - self.address, data);
         }
-        if Self::register(self.data).contains(&place.offset) {
-            return self.through(place.offset - self.data);
-        }
-        Handled::Device
+        self.answer(place)
     }
 
     fn reset(&mut self) {
-        self.latched = [0; 3];
+        self.latch = Latch::default();
     }
 
     fn save(&self) -> Vec<u8> {
-        self.latched
-            .iter()
-            .flat_map(|word| word.to_le_bytes())
-            .collect()
+        let words = [self.latch.value()].into_iter().chain(SWITCHES);
+        words.flat_map(u32::to_le_bytes).collect()
     }
 
     fn can_restore(&self, saved: &[u8]) -> bool {
-        saved.len() == size_of_val(&self.latched)
+        saved.len() == size_of::<u32>() + size_of_val(&SWITCHES)
     }
 
     fn restore(&mut self, saved: &[u8]) {
-        for (word, bytes) in self.latched.iter_mut().zip(saved.as_chunks().0) {
-            *word = u32::from_le_bytes(*bytes);
+        if let Some(value) = saved.first_chunk() {
+            self.latch = Latch::restored(u32::from_le_bytes(*value));
         }
     }
 }

@@ -19,6 +19,9 @@ struct Board {
     bars: [u64; 6],
     specific: HashMap<(u32, u32), Vec<u8>>,
     trapped: Mutex<Vec<(u32, Vec<std::ops::Range<u64>>)>>,
+    /// Where in BAR0 its own config space shows, and where it cannot be read.
+    mirrors: Vec<u64>,
+    unreadable: Vec<u64>,
 }
 
 const HOST_ASLS: [u8; 4] = [0x18, 0x00, 0x5e, 0x7a];
@@ -38,6 +41,8 @@ impl Board {
             bars: [16 << 20, 0, 0, 0, 0, 0],
             specific: HashMap::new(),
             trapped: Mutex::default(),
+            mirrors: Vec::new(),
+            unreadable: Vec::new(),
         }
     }
 
@@ -143,6 +148,15 @@ impl Device for Board {
     fn read(&self, _region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
         self.log.push(Event::Read(offset, data.len()));
         data.fill(0xdd);
+        if self.unreadable.contains(&offset) {
+            return Err(Error::Io {
+                what: "Reading",
+                source: Errno::IO.into(),
+            });
+        }
+        if self.mirrors.contains(&offset) {
+            data.copy_from_slice(&self.config[..data.len()]);
+        }
         Ok(())
     }
 
@@ -207,7 +221,7 @@ fn the_mirror_shows_what_is_composed() {
         [Event::Read(0x8_806c, 4)],
         "read for its effect"
     );
-    assert_eq!(read(&function, 0, 0x1800), [0xde, 0x10, 0x80, 0x1b]);
+    assert_eq!(read(&function, 0, 0x8_8000), [0xde, 0x10, 0x80, 0x1b]);
     // From before into it.
     assert_eq!(read(&function, 0, 0x8_7ffe), [0xdd, 0xdd, 0xde, 0x10]);
 
@@ -221,6 +235,80 @@ fn the_mirror_shows_what_is_composed() {
 }
 
 #[test]
+fn a_3d_controller_shows_no_host_address() {
+    let mut board = Board::new(0x10de, 0x1eb8, 0x03_0200);
+    board.config[0x10..0x14].copy_from_slice(&[0x04, 0, 0, 0xa5]);
+    let (function, board) = board.compose(&GuestView::default()).unwrap();
+    let areas = function.mapping(0).unwrap().unwrap().areas.unwrap();
+    assert_eq!((areas[0].size, areas[1].offset), (0x8_8000, 0x8_9000));
+    for at in [0x10, 0x14, 4] {
+        let config: [u8; 4] = read(&function, CONFIG, at);
+        assert_eq!(read(&function, 0, 0x8_8000 + at), config, "{at:#x}");
+    }
+    board.log.take();
+    // Across the end of the 256 bytes that there are.
+    assert_eq!(read(&function, 0, 0x8_80fe), [0; 4]);
+    assert_eq!(board.log.take(), [Event::Read(0x8_80fe, 2)]);
+    function.write(0, 0x8_8100, &[1; 4]).unwrap();
+    assert_eq!(board.log.take(), [], "no register that is hidden");
+    function.write(0, 0x8_8704, &[0; 4]).unwrap();
+    assert_eq!(board.log.take(), [Event::Write(0x8_8704, vec![0; 4])]);
+}
+
+#[test]
+fn a_mirror_that_only_some_chips_have_is_found_by_its_ids() {
+    let view = GuestView::default();
+    let areas = |function: &Function| {
+        let areas = function.mapping(0).unwrap().unwrap().areas.unwrap();
+        areas.iter().map(|area| area.offset).collect::<Vec<_>>()
+    };
+    let hopper = || Board::new(0x10de, 0x2330, 0x03_0200);
+    let mut board = hopper();
+    board.mirrors = vec![0x9_2000];
+    let (function, board) = board.compose(&view).unwrap();
+    assert_eq!(
+        function.quirks(),
+        ["nvidia-bar0-88000", "nvidia-bar0-92000"]
+    );
+    function.write(CONFIG, 0x10, &[0, 0, 0, 0xa5]).unwrap();
+    for at in [0, 0x10] {
+        let config: [u8; 4] = read(&function, CONFIG, at);
+        assert_eq!(read(&function, 0, 0x9_2000 + at), config, "{at:#x}");
+    }
+    board.log.take();
+    function.write(0, 0x9_2014, &[1; 4]).unwrap();
+    assert_eq!(board.log.take(), [Event::Write(0x14 | 7 << 40, vec![1; 4])]);
+    assert_eq!(areas(&function), [0, 0x8_9000, 0x9_3000]);
+
+    // Without one; and what cannot be read is not left open.
+    let (function, _) = hopper().compose(&view).unwrap();
+    assert_eq!(areas(&function), [0, 0x8_9000]);
+    let mut board = hopper();
+    board.unreadable = vec![0x1800, 0x9_2000];
+    let (function, _) = board.compose(&view).unwrap();
+    assert_eq!(areas(&function), [0, 0x2000, 0x8_9000, 0x9_3000]);
+
+    // Memory is decoded for that, and only for that.
+    let board = Arc::new(hopper());
+    let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, 8));
+    Function::new(Arc::clone(&board) as _, memory, &view).unwrap();
+    let command = |bits| Event::Write(4 | 7 << 40, vec![bits, 0]);
+    assert_eq!(
+        board.log.take(),
+        [
+            command(2),
+            Event::Read(0x1800, 4),
+            Event::Read(0x9_2000, 4),
+            command(0)
+        ]
+    );
+    let plain = Arc::new(Board::new(0x1234, 0x2330, 0x03_0200));
+    let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, 8));
+    Function::new(Arc::clone(&plain) as _, memory, &view).unwrap();
+    assert_eq!(plain.log.take(), []);
+}
+
+#[test]
 fn trapped_pages_are_not_mapped() {
     let (function, board) = Board::nvidia().compose(&GuestView::default()).unwrap();
     let areas = function.mapping(0).unwrap().unwrap().areas.unwrap();
@@ -228,18 +316,11 @@ fn trapped_pages_are_not_mapped() {
         offset,
         size: end - offset,
     };
-    assert_eq!(
-        areas,
-        [
-            area(0, 0x1000),
-            area(0x2000, 0x8_8000),
-            area(0x8_9000, 16 << 20)
-        ]
-    );
+    assert_eq!(areas, [area(0, 0x8_8000), area(0x8_9000, 16 << 20)]);
     // The config space of this board has 256 bytes.
-    let parts = vec![0x1800..0x1900, 0x8_8000..0x8_8100];
+    let parts = vec![0x8_8000..0x8_8100, 0x8_8100..0x8_9000];
     assert_eq!(*board.trapped.lock().unwrap(), [(0, parts)]);
-    let plain = Board::new(0x10de, 0x2330, 0x03_0200);
+    let plain = Board::new(0x1234, 0x1111, 0x03_0000);
     let (function, board) = plain.compose(&GuestView::default()).unwrap();
     assert!(function.mapping(0).unwrap().unwrap().areas.is_none());
     assert!(board.trapped.lock().unwrap().is_empty());
@@ -283,6 +364,75 @@ fn host_addresses_stay_on_the_host() {
         );
         function.disconnect(true).unwrap();
         assert_eq!(read(&function, CONFIG, 0xfc), [0; 4]);
+    }
+}
+
+#[test]
+fn an_unknown_generation_keeps_its_host_addresses_too() {
+    let view = GuestView::default();
+    for device in [0x0046, 0x64a0, 0x7d55] {
+        let (function, board) = Board::intel(device).compose(&view).unwrap();
+        let all: [u8; 256] = read(&function, CONFIG, 0);
+        assert_eq!(
+            (&all[0x5c..0x60], &all[0xc0..0xc8]),
+            (&[0; 4][..], &[0; 8][..])
+        );
+        assert_eq!(all[0x50..0x52], [0xc1, 0x01]);
+        for at in [0x50, 0x5c, 0xc0, 0xc4] {
+            function.write(CONFIG, at, &[0xbc; 2]).unwrap();
+        }
+        assert_eq!(board.log.take(), [], "nothing for the hardware");
+        assert_eq!(read(&function, 0, 0x10_8040), [0xc1, 0x01]);
+        let new = [0xbc, 0xbc, 0, 0, 0xbc, 0xbc, 0, 0];
+        assert_eq!(read(&function, 0, 0x10_80c0), new);
+        assert_eq!(read(&function, 0, 0x10_8100), [0; 8]);
+    }
+
+    // A capability where others have a register.
+    let mut board = Board::intel(0x7d55);
+    board.config[6] = 0x10;
+    board.config[0x34] = 0xc0;
+    board.config[0xc0..0xc8].copy_from_slice(&[9, 0, 8, 1, 2, 3, 4, 5]);
+    let (function, _) = board.compose(&view).unwrap();
+    let vendor: [u8; 8] = read(&function, CONFIG, 0xc0);
+    assert_eq!(vendor, [9, 0, 8, 1, 2, 3, 4, 5]);
+    assert_eq!(read(&function, CONFIG, 0x5c), [0; 4]);
+    assert_eq!(read(&function, 0, 0x10_80c0), [0; 8]);
+}
+
+#[test]
+fn a_board_of_intels_with_its_own_memory_shows_where_it_is() {
+    for (kind, integrated) in [(0x02, false), (0x12, false), (0x92, true)] {
+        let mut board = Board::intel(0x56a0);
+        board.config[6] = 0x10;
+        board.config[0x34] = 0x70;
+        board.config[0x70..0x74].copy_from_slice(&[0x10, 0, kind, 0]);
+        let (function, _) = board.compose(&GuestView::default()).unwrap();
+        assert_eq!(read(&function, CONFIG, 0x5c) == [0; 4], integrated);
+        assert_eq!(read(&function, 0, 0x10_80c0) == [0; 8], integrated);
+        assert_eq!(function.quirks(), ["igd-bar0"][..usize::from(integrated)]);
+    }
+}
+
+#[test]
+fn addresses_that_bar0_alone_has_read_zero() {
+    for device in [0x1616, 0x9a49] {
+        let view = igd(OpRegionUse::Off, None);
+        let (function, board) = Board::intel(device).compose(&view).unwrap();
+        for at in [0x10_8100, 0x10_82c0] {
+            assert_eq!(read(&function, 0, at), [0; 8], "{at:#x}");
+            board.log.take();
+            let (outside, hidden) = ([0xdd; 4], [0; 4]);
+            let before = [outside, hidden].concat();
+            assert_eq!(read::<8>(&function, 0, at - 4)[..], before);
+            let behind = [hidden, outside].concat();
+            assert_eq!(read::<8>(&function, 0, at + 4)[..], behind);
+            let around = [Event::Read(at - 4, 4), Event::Read(at + 8, 4)];
+            assert_eq!(board.log.take(), around);
+            function.write(0, at - 1, &[1; 10]).unwrap();
+            let around = [at - 1, at + 8].map(|at| Event::Write(at, vec![1]));
+            assert_eq!(board.log.take(), around);
+        }
     }
 }
 

@@ -160,10 +160,26 @@ fn power_states_that_do_not_exist_are_ignored() {
     assert_eq!(config.write(0x44, &[1]), Ok(Changes::NONE));
     assert_eq!(config.write(0x44, &[3]), Ok(Changes::POWER_STATE));
     assert_eq!(config.write(0x44, &[2]), Ok(Changes::NONE));
-    assert_eq!(config.power_state(), PowerState::D3Hot);
+    assert_eq!(config.power_state(), PowerState::Asleep);
     assert_eq!(config.bytes()[0x44], 0x0b, "no soft reset stays set");
     assert_eq!(config.write(0x44, &[0]), Ok(Changes::POWER_STATE));
     assert_eq!(config.power_state(), PowerState::D0);
+}
+
+#[test]
+fn power_states_that_do_not_exist_are_not_taken_over() {
+    for state in [1, 2] {
+        let mut config = full();
+        let mut saved = config.bytes().to_vec();
+        saved[0x44] |= state;
+        config.restore(&saved).unwrap();
+        assert_eq!(config.bytes(), full().bytes(), "{state}");
+    }
+    let mut asleep = full();
+    asleep.write(0x44, &[3]).unwrap();
+    let mut config = full();
+    config.restore(asleep.bytes()).unwrap();
+    assert_eq!(config.power_state(), PowerState::Asleep);
 }
 
 #[test]

@@ -103,12 +103,27 @@ fn composed_bits_lie_over_live_ones() {
 }
 
 #[test]
+fn the_device_decides_which_power_states_it_has() {
+    for state in [1, 2] {
+        let (device, mut space) = overlay();
+        assert!(space.write(0x44, &[state]).unwrap().power_state());
+        assert_eq!(space.power_state(), PowerState::Asleep, "D{state}");
+        let mut asleep = device.clone();
+        asleep[0x44] |= state;
+        space.refresh(&asleep);
+        assert_eq!(space.power_state(), PowerState::Asleep, "it has D{state}");
+        space.refresh(&device);
+        assert_eq!(space.power_state(), PowerState::D0, "it has none");
+    }
+}
+
+#[test]
 fn what_a_guest_writes_is_followed() {
     let (_, mut space) = overlay();
     assert_eq!(space.write(4, &[0x07]).unwrap(), Changes::COMMAND);
     assert!(space.command().memory && space.command().io);
     assert!(space.write(0x44, &[3]).unwrap().power_state());
-    assert_eq!(space.power_state(), PowerState::D3Hot);
+    assert_eq!(space.power_state(), PowerState::Asleep);
     assert!(space.write(0x10, &[0, 0, 0x10, 0xfe]).unwrap().bars());
     assert!(space.write(0x30, &[1, 0, 0x20, 0xfe]).unwrap().rom());
     assert!(space.write(u64::from(MSIX_AT) + 3, &[0x80]).unwrap().msix());

@@ -10,7 +10,7 @@ const UPPER: [(u8, &[u8]); 6] = [
     (6, &[0x01]),
     (7, &[0x04, 0x0a, 0x0c, 0x0d, 0x0f]),
     (8, &[0x16, 0x22]),
-    (9, &[0x19, 0x31, 0x59, 0x3e, 0x9b]),
+    (9, &[0x19, 0x31, 0x59, 0x3e, 0x87, 0x9b]),
     (11, &[0x8a, 0x45, 0x4e]),
     (12, &[0x9a, 0x4c, 0x46, 0xa7]),
 ];
@@ -36,6 +36,11 @@ pub(super) struct Bdsm {
     pub size: u16,
 }
 
+/// Before generation 11.
+pub(super) const OLD_BDSM: Bdsm = Bdsm { at: 0x5c, size: 4 };
+/// From generation 11 on.
+pub(super) const NEW_BDSM: Bdsm = Bdsm { at: 0xc0, size: 8 };
+
 impl Generation {
     /// That of a device id; `None` for parts that are not known.
     #[must_use]
@@ -50,11 +55,7 @@ impl Generation {
     }
 
     pub(super) fn bdsm(self) -> Bdsm {
-        if self.0 < 11 {
-            Bdsm { at: 0x5c, size: 4 }
-        } else {
-            Bdsm { at: 0xc0, size: 8 }
-        }
+        if self.0 < 11 { OLD_BDSM } else { NEW_BDSM }
     }
 
     /// GMCH with another size of stolen memory in it.
@@ -95,6 +96,8 @@ mod tests {
             (0x5a84, 9),
             (0x5a85, 9),
             (0x3e92, 9),
+            (0x87c0, 9),
+            (0x87ca, 9),
             (0x9bc8, 9),
             (0x8a52, 11),
             (0x4e61, 11),

@@ -122,14 +122,19 @@ pub fn compose(
     let mut igd = Igd::default();
     match find(traits) {
         Some(generation) => {
-            registers::virtualize(generation, view.gms, config)?;
-            igd.quirks.push(Box::new(registers::Bar0::new(generation)));
+            let bar0 = registers::virtualize(generation, view.gms, config)?;
+            igd.quirks.push(Box::new(bar0));
         }
         None if view.gms.is_some() => return Err(IgdError::NotIgd),
+        // Boards of their own have their own memory, and their driver finds it by these registers.
+        None if traits.is_display(VENDOR_INTEL) && !config.is_express_endpoint() => {
+            igd.quirks
+                .push(Box::new(registers::virtualize_unknown(config)));
+        }
         None => {}
     }
     if traits.is_display(VENDOR_INTEL) {
-        // Parts of an unknown generation have this one, too.
+        // Parts of every generation have this one.
         registers::virtualize_asls(config);
     } else if view.opregion == OpRegionUse::Copy {
         return Err(IgdError::NoOpRegion);

@@ -5,8 +5,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use log::info;
-
 use super::registers::ASLS;
 use crate::memory::{DmaFault, PAGE_SIZE};
 use crate::quirks::{Context, Quirk};
@@ -16,6 +14,8 @@ use crate::ratelimit::peer_log;
 #[derive(Debug)]
 pub(super) struct Placement {
     opregion: Arc<[u8]>,
+    /// Where it was copied to, as the log says.
+    said: Option<u32>,
 }
 
 /// Why there is no copy at the address that firmware wrote.
@@ -34,7 +34,10 @@ pub(super) enum PlacementError {
 
 impl Placement {
     pub(super) fn new(opregion: Arc<[u8]>) -> Self {
-        Self { opregion }
+        Self {
+            opregion,
+            said: None,
+        }
     }
 
     /// Copies all of it to `address`, or nothing.
@@ -56,6 +59,10 @@ impl Quirk for Placement {
         "igd-opregion-copy"
     }
 
+    fn reset(&mut self) {
+        self.said = None;
+    }
+
     /// The write of the last byte counts: whoever writes less than all four at once writes upwards.
     fn config_written(&mut self, context: Context<'_>, range: Range<u64>) {
         if !range.contains(&u64::from(ASLS + 3)) {
@@ -69,7 +76,14 @@ impl Quirk for Placement {
         }
         let bytes = self.opregion.len();
         match self.place(context, address) {
-            Ok(()) => info!("OpRegion of {bytes} bytes copied to {address:#x}, where ASLS says"),
+            Ok(()) if self.said == Some(address) => {}
+            Ok(()) => {
+                self.said = Some(address);
+                peer_log!(
+                    Info,
+                    "OpRegion of {bytes} bytes copied to {address:#x}, where ASLS says"
+                );
+            }
             Err(error) => {
                 peer_log!(
                     Warn,

@@ -5,7 +5,7 @@ use super::*;
 use crate::function::ComposeError;
 use crate::memory::CpuAccess;
 use crate::pci::RomView;
-use crate::quirks::Doorbell;
+use crate::quirks::{Doorbell, MAX_DOORBELLS};
 
 fn function_of(script: Script, view: &GuestView) -> (Arc<Fake>, Result<Function, ComposeError>) {
     let (fake, device) = device_with(script, BarHandoff::DeviceFd);
@@ -206,4 +206,25 @@ fn a_client_gets_doorbells_until_it_leaves() {
     assert!(fake.take_asked().contains(&silenced));
     fake.script().fail = vec![(Request::IoEventFd, Errno::NOTTY)];
     assert_eq!(function.doorbells(0, 16).unwrap().len(), 0, "an old kernel");
+}
+
+#[test]
+fn a_guest_that_resets_comes_to_an_end_of_doorbells() {
+    let mut script = script();
+    let config = &mut script.regions.get_mut(&region::CONFIG).unwrap().1;
+    config[..4].copy_from_slice(&[0xde, 0x10, 0x80, 0x1b]);
+    config[9..12].copy_from_slice(&[0, 0, 3]);
+    script.regions.insert(0, (3, vec![0; 1 << 20], vec![]));
+    let (_fake, function) = function_of(script, &GuestView::default());
+    let function = function.unwrap();
+    for round in 1..=20 {
+        function.reset(ResetCause::Client).unwrap();
+        function.write(region::CONFIG, 4, &[2, 0]).unwrap();
+        for _ in 0..10 {
+            function.write(0, 0x8_8704, &[round, 0, 0, 0]).unwrap();
+        }
+        let armed = function.doorbells(0, 64).unwrap().len();
+        // The one that is known, and one of each round.
+        assert_eq!(armed, MAX_DOORBELLS.min(1 + usize::from(round)));
+    }
 }

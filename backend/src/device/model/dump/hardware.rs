@@ -3,8 +3,8 @@
 //! front reads and writes.
 
 use crate::pci::registers::{
-    PCI_CACHE_LINE_SIZE, PCI_CAP_ID_EXP, PCI_EXP_DEVCTL, PCI_EXP_DEVCTL2, PCI_EXP_FLAGS,
-    PCI_INTERRUPT_LINE,
+    PCI_CACHE_LINE_SIZE, PCI_CAP_ID_EXP, PCI_CAP_ID_PM, PCI_EXP_DEVCTL, PCI_EXP_DEVCTL2,
+    PCI_EXP_FLAGS, PCI_INTERRUPT_LINE, PCI_PM_CTRL, PCI_PM_PMC, PCI_PM_PMC_D1, PCI_PM_PMC_D2,
 };
 use crate::pci::{Capabilities, ConfigSpace};
 
@@ -14,6 +14,8 @@ pub(super) struct Hardware {
     now: Vec<u8>,
     reset: Vec<u8>,
     writable: Vec<u8>,
+    /// The byte that the power state is in, and which states there are.
+    power: Option<(usize, [bool; 4])>,
 }
 
 impl Hardware {
@@ -37,7 +39,14 @@ impl Hardware {
         };
         scratch(PCI_INTERRUPT_LINE, 0xff);
         scratch(PCI_CACHE_LINE_SIZE, 0xff);
+        let mut power = None;
         for (id, at) in Capabilities::new(bytes) {
+            if id == PCI_CAP_ID_PM {
+                let states = bytes.get(usize::from(at) + usize::from(PCI_PM_PMC) + 1);
+                let has = |bit: u8| states.is_some_and(|states| states & bit != 0);
+                let states = [true, has(PCI_PM_PMC_D1), has(PCI_PM_PMC_D2), true];
+                power = Some((usize::from(at + PCI_PM_CTRL), states));
+            }
             let version = bytes.get(usize::from(at + PCI_EXP_FLAGS));
             if id != PCI_CAP_ID_EXP {
                 continue;
@@ -53,6 +62,7 @@ impl Hardware {
             now: reset.clone(),
             reset,
             writable,
+            power,
         }
     }
 
@@ -68,7 +78,14 @@ impl Hardware {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (index, byte) in (start..).zip(data) {
             if let Some((now, mask)) = self.now.get_mut(index).zip(self.writable.get(index)) {
-                *now = *now & !mask | byte & mask;
+                let mut next = *now & !mask | byte & mask;
+                if let Some((at, states)) = self.power
+                    && at == index
+                    && !states.get(usize::from(next & 3)).is_some_and(|has| *has)
+                {
+                    next = next & !3 | *now & 3;
+                }
+                *now = next;
             }
         }
     }

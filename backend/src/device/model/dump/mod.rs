@@ -6,7 +6,7 @@
 //! |---|---|
 //! | config space | as a kernel device's: live, with the composition in front |
 //! | the largest prefetchable memory BAR | a memfd that the client maps, as VRAM is (1 MiB to 16 GiB) |
-//! | other BARs | plain memory, trapped |
+//! | other BARs | plain memory, trapped; 64 MiB of it at the most |
 //! | ROM | an image that does nothing, with the device's ids |
 //! | device-specific regions | those of Intel graphics, with `igd=FILE` |
 //! | interrupts | as many as the capabilities say; they come only when a client triggers them |
@@ -63,7 +63,7 @@ pub struct DumpedGpu {
     hardware: Mutex<Hardware>,
     /// The BAR that is mapped, and its memory.
     vram: Option<(u32, Vram)>,
-    memory: Mutex<[SparseMemory; 6]>,
+    memory: Mutex<SparseMemory>,
     rom: Vec<u8>,
     lines: Arc<Lines>,
     irqs: [IrqInfo; 5],
@@ -132,7 +132,7 @@ impl DumpedGpu {
         self.hardware.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn memory(&self) -> MutexGuard<'_, [SparseMemory; 6]> {
+    fn memory(&self) -> MutexGuard<'_, SparseMemory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -277,8 +277,8 @@ impl Device for DumpedGpu {
             if let Some(bytes) = bytes {
                 data.copy_from_slice(bytes);
             }
-        } else if let Some(memory) = self.memory().get(region as usize) {
-            memory.read(offset, data);
+        } else {
+            self.memory().read(region, offset, data);
         }
         Ok(())
     }
@@ -288,15 +288,11 @@ impl Device for DumpedGpu {
         if let Some(vram) = self.vram(region) {
             return vram.write(offset, data).map_err(vram_lost);
         }
-        match self.memory().get_mut(region as usize) {
-            Some(memory) => memory.write(offset, data),
-            None => {
-                return Err(Error::Denied {
-                    region,
-                    what: "written",
-                });
-            }
+        if region > region::BAR5 {
+            let what = "written";
+            return Err(Error::Denied { region, what });
         }
+        self.memory().write(region, offset, data);
         Ok(())
     }
 
@@ -334,7 +330,7 @@ impl Device for DumpedGpu {
     /// Nothing of one client is left for the next, which gets another memory too.
     fn reset(&self, cause: ResetCause) -> Result<(), Error> {
         self.hardware().reset();
-        self.memory().iter_mut().for_each(SparseMemory::clear);
+        self.memory().clear();
         self.lines.reset();
         let Some((_, vram)) = &self.vram else {
             return Ok(());

@@ -86,6 +86,27 @@ fn registers_take_what_is_written_until_a_reset() {
 }
 
 #[test]
+fn it_has_the_power_states_that_its_capability_says() {
+    let with_d1 = LINES.replace("60: 01 68 23 00", "60: 01 68 23 02");
+    for (lines, d1) in [(LINES, 0), (&with_d1, 1)] {
+        let dump = Dump::parse(lines.as_bytes()).unwrap();
+        let device = DumpedGpu::new(&dump, &ModelOptions::default()).unwrap();
+        let memory = AddressSpace::new(CpuAccess::TrackedOnly, 8);
+        let view = GuestView::default();
+        let function = Function::new(Arc::new(device), Arc::new(memory), &view).unwrap();
+        function.write(region::CONFIG, 4, &[2, 0]).unwrap();
+        for (written, state) in [(1, d1), (0, 0), (2, 0), (3, 3), (0, 0)] {
+            function.write(region::CONFIG, 0x64, &[written]).unwrap();
+            assert_eq!(config(&function, 0x64), [8 | state], "D{written}");
+            let mut data = [1];
+            function.read(0, 0, &mut data).unwrap();
+            let asleep = if state == 0 { 0 } else { 0xff };
+            assert_eq!(data, [asleep], "BAR0 in D{state}");
+        }
+    }
+}
+
+#[test]
 fn bars_are_memory() {
     let function = function();
     let mut data = [0; 4];
