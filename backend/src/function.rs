@@ -310,10 +310,7 @@ impl Function {
     }
 
     fn reset_locked(&self, state: &mut State, cause: ResetCause) -> Result<(), Error> {
-        let done = self.device.reset(cause);
-        if done.is_ok() {
-            self.migration.was_reset();
-        }
+        let done = self.migration.reset(|| self.device.reset(cause));
         // The guest sees a reset function even if the device is not: nothing of before must be believed.
         match cause {
             ResetCause::Disconnect => state.config.power_on(),

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! One lock is held while the driver is asked, which may take long. A reset of the device needs no such
-//! lock: it makes the driver return, and [`Migration::was_reset`] leaves a mark that whoever holds the lock
-//! finds.
+//! lock: it makes the driver return, and [`Migration::reset`] leaves a mark, from its beginning on, that
+//! whoever holds the lock finds: of a change of state no other arc is taken then.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -24,6 +24,7 @@ use super::driver::{DataStream, MigrationDriver, PrecopyInfo, Support};
 use super::error::Error;
 use super::estimate::{Estimate, Pending};
 use super::guest::Guest;
+use super::resetting::Resetting;
 use super::sink::Sink;
 use super::source::{More, Source};
 use super::states::{self, IllegalChange};
@@ -53,7 +54,9 @@ pub struct Migration {
     inner: Mutex<Inner>,
     /// The state as last known, for those who cannot wait.
     state: AtomicU32,
+    /// Counts the beginnings of resets, and the ends of those that held.
     resets: AtomicU64,
+    resetting: Resetting,
 }
 
 /// What is left to be moved, for a client.
@@ -84,6 +87,7 @@ impl Migration {
             }),
             state: AtomicU32::new(State::Running.into()),
             resets: AtomicU64::new(0),
+            resetting: Resetting::default(),
         }
     }
 
@@ -113,10 +117,23 @@ impl Migration {
         State::try_from(self.state.load(Ordering::SeqCst)).unwrap_or(State::Error)
     }
 
-    /// The device was reset: it runs, and no transfer of before goes on.
-    pub fn was_reset(&self) {
+    /// Resets the device by `reset`: if that holds, the device runs. No transfer of before, and no change of
+    /// state, is carried on, whether it holds or not.
+    ///
+    /// # Errors
+    /// What `reset` says; the state last known is then as it was.
+    pub fn reset<E>(&self, reset: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let _under_way = self.resetting.begin();
         self.resets.fetch_add(1, Ordering::SeqCst);
+        reset()?;
         self.state.store(State::Running.into(), Ordering::SeqCst);
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether what was begun under the lock is undone by a reset, or about to be.
+    fn is_undone(&self, inner: &Inner) -> bool {
+        self.resetting.any() || self.resets.load(Ordering::SeqCst) != inner.resets
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -141,11 +158,18 @@ impl Migration {
 
     fn ask_state(&self, driver: &dyn MigrationDriver) -> Result<State, Error> {
         let what = "Asking for the migration state";
-        let state = driver
-            .state()
-            .map_err(|errno| Error::Driver { what, errno })?;
-        self.state.store(state.into(), Ordering::SeqCst);
-        Ok(state)
+        loop {
+            self.resetting.wait();
+            let resets = self.resets.load(Ordering::SeqCst);
+            let state = driver
+                .state()
+                .map_err(|errno| Error::Driver { what, errno })?;
+            self.state.store(state.into(), Ordering::SeqCst);
+            // A reset meanwhile may have come after the answer.
+            if !self.resetting.any() && self.resets.load(Ordering::SeqCst) == resets {
+                return Ok(state);
+            }
+        }
     }
 
     /// Changes the state, arc by arc.
@@ -188,12 +212,18 @@ impl Migration {
         stays: bool,
         guest: &dyn Guest,
     ) -> Result<(), Error> {
+        if self.is_undone(inner) {
+            return Err(Error::Reset);
+        }
         let opened = match driver.set_state(next) {
             Ok(opened) => opened,
             Err(errno) => {
                 // What the driver left in the request says nothing; only asking tells.
-                let now = self.ask_state(driver).unwrap_or(State::Error);
-                self.state.store(now.into(), Ordering::SeqCst);
+                let now = self.ask_state(driver).unwrap_or_else(|_| {
+                    let unknown = State::Error;
+                    self.state.store(unknown.into(), Ordering::SeqCst);
+                    unknown
+                });
                 if !(states::saves(now) || now == State::Resuming) {
                     inner.transfer = Transfer::None;
                 }
@@ -206,7 +236,7 @@ impl Migration {
         };
         debug!("Migration state {next}");
         self.state.store(next.into(), Ordering::SeqCst);
-        if self.resets.load(Ordering::SeqCst) != inner.resets {
+        if self.is_undone(inner) {
             // Which of the two came last only the driver knows.
             self.ask_state(driver)?;
             return Err(Error::Reset);
@@ -313,7 +343,7 @@ impl Migration {
             }
         }
         self.state.store(State::Stop.into(), Ordering::SeqCst);
-        if self.resets.load(Ordering::SeqCst) != inner.resets {
+        if self.is_undone(inner) {
             // What the guest set up belongs to what was loaded, and that may be gone.
             return self.abandon(inner, guest, Some(Error::Reset));
         }
@@ -471,11 +501,10 @@ impl Migration {
     /// The client is gone and the device is to be kept: back to RUNNING. False if it must be reset for that.
     #[must_use]
     pub fn end(&self, guest: &dyn Guest) -> bool {
-        let state = self.last_state();
-        match state {
-            State::Running => true,
-            State::Resuming | State::Error => false,
-            _ => self
+        match self.state() {
+            Ok(State::Running) | Err(Error::NotSupported) => true,
+            Ok(State::Resuming | State::Error) | Err(_) => false,
+            Ok(_) => self
                 .set_state(State::Running.into(), ShowP2p(true), guest)
                 .inspect_err(|error| {
                     warn!("The device does not go on: {}", crate::report::chain(error))

@@ -6,9 +6,8 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -33,11 +32,23 @@ use crate::report::chain;
 #[derive(Debug)]
 pub(super) struct Channel {
     socket: UnixStream,
-    /// Nothing more is to be carried out, whatever has come already.
-    over: Arc<AtomicBool>,
+    work: Arc<Mutex<Work>>,
     /// Nothing ever comes, but that the other end goes with the thread.
     ended: mpsc::Receiver<()>,
     thread: JoinHandle<()>,
+}
+
+/// What the thread is about.
+#[derive(Debug, Default)]
+struct Work {
+    /// Nothing more is to be carried out, whatever has come already.
+    over: bool,
+    /// A command is being carried out; one that panicked for good.
+    busy: bool,
+}
+
+fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
+    work.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Channel {
@@ -52,10 +63,10 @@ impl Channel {
         stream.set_nonblocking(false).map_err(os)?;
         let socket = stream.try_clone().map_err(os)?;
         let (receiver, sender) = split(stream, MAX_MESSAGE);
-        let over = Arc::new(AtomicBool::new(false));
+        let work = Arc::default();
         let server = Server {
             commands,
-            over: Arc::clone(&over),
+            work: Arc::clone(&work),
             replies: Replies::new(sender),
             reply: Reply::default(),
         };
@@ -69,16 +80,22 @@ impl Channel {
             .map_err(os)?;
         Ok(Self {
             socket,
-            over,
+            work,
             ended,
             thread,
         })
     }
 
-    /// Ends every wait for the client, and begins no other command. One under way goes on to its end.
-    pub(super) fn close(&self) {
-        self.over.store(true, Ordering::SeqCst);
+    /// Ends every wait for the client, and begins no other command. One under way goes on to its end; whether
+    /// there is one.
+    pub(super) fn close(&self) -> bool {
+        let busy = {
+            let mut work = lock(&self.work);
+            work.over = true;
+            work.busy
+        };
         let _ = self.socket.shutdown(Shutdown::Both);
+        busy
     }
 
     /// A handle that closes it from another thread.
@@ -112,7 +129,7 @@ fn check_socket(fd: &OwnedFd) -> Result<(), Refusal> {
 
 struct Server {
     commands: MigrationCommands,
-    over: Arc<AtomicBool>,
+    work: Arc<Mutex<Work>>,
     replies: Replies,
     reply: Reply,
 }
@@ -130,11 +147,17 @@ impl Server {
             match receiver.receive() {
                 Ok(Some(Frame::Message { header, body, fds })) => {
                     trace!("Channel: {header:?}, {} descriptors", fds.len());
-                    if self.over.load(Ordering::SeqCst) {
-                        return Ok(());
+                    {
+                        let mut work = lock(&self.work);
+                        if work.over {
+                            return Ok(());
+                        }
+                        work.busy = true;
                     }
                     self.reply.clear();
-                    match self.dispatch(&header, body, fds) {
+                    let done = self.dispatch(&header, body, fds);
+                    lock(&self.work).busy = false;
+                    match done {
                         Ok(()) if header.wants_no_reply() => {}
                         Ok(()) => self.replies.send(&header, &self.reply)?,
                         Err(refusal) => self.replies.refuse(&header, &refusal)?,

@@ -16,7 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
 use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
-use vfio_user_protocol::migration::MigrationState;
 use vfio_user_protocol::region::RegionAccess;
 use vfio_user_protocol::transport::{Receiver, TransportError, split};
 use vfio_user_protocol::version::{
@@ -236,9 +235,7 @@ impl Session {
     /// the reset comes first, as it makes a driver return that keeps the channel's thread.
     fn clean_up(&mut self) -> Result<(), device::Error> {
         let channel = self.channel.take();
-        if let Some(channel) = &channel {
-            channel.close();
-        }
+        let busy = channel.as_ref().is_some_and(Channel::close);
         // Nobody is kept waiting for a driver that does not come back, not even for a device that is to be kept.
         let stuck = channel.as_ref().is_some_and(|channel| {
             !self.reset_on_disconnect && !channel.ends_within(DRIVER_PATIENCE)
@@ -254,12 +251,11 @@ impl Session {
                 return cleaned;
             };
             channel.join();
-            // A request that began there before the reset may have had its way after it.
-            self.function.end_logging();
-            if self.function.migration().last_state() == MigrationState::Running {
-                return cleaned;
+            if busy {
+                // What was under way there may have had its way with the device after the reset, or failed it.
+                return self.function.disconnect(true);
             }
-            return cleaned.and(self.function.disconnect(true));
+            return cleaned;
         }
         if let Some(channel) = channel {
             channel.join();
