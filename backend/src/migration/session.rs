@@ -131,6 +131,12 @@ impl Migration {
         Ok(())
     }
 
+    /// Whether a reset is under way.
+    #[must_use]
+    pub fn is_being_reset(&self) -> bool {
+        self.resetting.any()
+    }
+
     /// Whether what was begun under the lock is undone by a reset, or about to be.
     fn is_undone(&self, inner: &Inner) -> bool {
         self.resetting.any() || self.resets.load(Ordering::SeqCst) != inner.resets

@@ -6,10 +6,8 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
 use log::{debug, trace};
 use rustix::fs::{FileType, fstat};
@@ -33,8 +31,6 @@ use crate::report::chain;
 pub(super) struct Channel {
     socket: UnixStream,
     work: Arc<Mutex<Work>>,
-    /// Nothing ever comes, but that the other end goes with the thread.
-    ended: mpsc::Receiver<()>,
     thread: JoinHandle<()>,
 }
 
@@ -70,18 +66,13 @@ impl Channel {
             replies: Replies::new(sender),
             reply: Reply::default(),
         };
-        let (ends, ended) = mpsc::channel();
         let thread = Builder::new()
             .name("migration".into())
-            .spawn(move || {
-                let _ends = ends;
-                server.run(receiver);
-            })
+            .spawn(move || server.run(receiver))
             .map_err(os)?;
         Ok(Self {
             socket,
             work,
-            ended,
             thread,
         })
     }
@@ -101,12 +92,6 @@ impl Channel {
     /// A handle that closes it from another thread.
     pub(super) fn closer(&self) -> io::Result<UnixStream> {
         self.socket.try_clone()
-    }
-
-    /// Waits until the thread has ended, but no longer than this; whether it has.
-    pub(super) fn ends_within(&self, patience: Duration) -> bool {
-        self.close();
-        self.ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
     }
 
     /// Waits until the thread has ended.

@@ -108,13 +108,20 @@ impl Peer {
 }
 
 fn function_of(model: impl FnOnce(ModelGpu) -> Arc<dyn Device>) -> Arc<Function> {
+    function_in(|gpu, _| model(gpu))
+}
+
+fn function_in(
+    model: impl FnOnce(ModelGpu, &Arc<AddressSpace>) -> Arc<dyn Device>,
+) -> Arc<Function> {
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let options = ModelOptions {
         vram_size: vram::MIN_SIZE,
         ..ModelOptions::default()
     };
     let gpu = ModelGpu::new(&options, Arc::clone(&memory)).unwrap();
-    Arc::new(Function::new(model(gpu), memory, &GuestView::default()).unwrap())
+    let device = model(gpu, &memory);
+    Arc::new(Function::new(device, memory, &GuestView::default()).unwrap())
 }
 
 /// A device with MSI-X enabled, as an earlier guest left it with --on-disconnect keep.
