@@ -11,6 +11,7 @@ use std::thread::{Builder, JoinHandle};
 
 use log::{debug, trace};
 use rustix::fs::{FileType, fstat};
+use rustix::io::Errno;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 use vfio_user_protocol::Request;
@@ -29,7 +30,7 @@ use crate::report::chain;
 /// A channel being served.
 #[derive(Debug)]
 pub(super) struct Channel {
-    socket: UnixStream,
+    socket: Arc<UnixStream>,
     work: Arc<Mutex<Work>>,
     thread: JoinHandle<()>,
 }
@@ -57,7 +58,8 @@ impl Channel {
         check_socket(&fd)?;
         let stream = UnixStream::from(fd);
         stream.set_nonblocking(false).map_err(os)?;
-        let socket = stream.try_clone().map_err(os)?;
+        let socket = Arc::new(stream.try_clone().map_err(os)?);
+        let hang_up = HangUp(Arc::clone(&socket));
         let (receiver, sender) = split(stream, MAX_MESSAGE);
         let work = Arc::default();
         let server = Server {
@@ -68,7 +70,10 @@ impl Channel {
         };
         let thread = Builder::new()
             .name("migration".into())
-            .spawn(move || server.run(receiver))
+            .spawn(move || {
+                let _hang_up = hang_up;
+                server.run(receiver);
+            })
             .map_err(os)?;
         Ok(Self {
             socket,
@@ -89,9 +94,9 @@ impl Channel {
         busy
     }
 
-    /// A handle that closes it from another thread.
-    pub(super) fn closer(&self) -> io::Result<UnixStream> {
-        self.socket.try_clone()
+    /// What closes it from another thread.
+    pub(super) fn closer(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.socket)
     }
 
     /// Waits until the thread has ended.
@@ -110,6 +115,15 @@ fn check_socket(fd: &OwnedFd) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(Refusal::Unexpected("The channel must be a stream socket"))
+}
+
+/// Tells the client of the thread's end, however that comes: other descriptors of the socket stay open.
+struct HangUp(Arc<UnixStream>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 struct Server {
@@ -153,6 +167,9 @@ impl Server {
                 }
                 Ok(None) => return Ok(()),
                 Err(TransportError::Frame(FrameError::Size(header))) => {
+                    // As on the main socket: where the next message begins is anybody's guess.
+                    let errno = Errno::INVAL.raw_os_error().unsigned_abs();
+                    let _ = self.replies.send_error(&header, errno);
                     return Err(TransportError::Frame(FrameError::Size(header)).into());
                 }
                 Err(error) => return Err(error.into()),

@@ -105,7 +105,7 @@ pub(super) struct Closer {
     main: Arc<UnixStream>,
     twin: Arc<OnceLock<Arc<Twin>>>,
     /// Of the migration channel.
-    channel: Arc<OnceLock<UnixStream>>,
+    channel: Arc<OnceLock<Arc<UnixStream>>>,
     ending: Arc<Ending>,
 }
 
@@ -163,7 +163,7 @@ pub struct Session {
     /// Migration on the main socket, once negotiated.
     pub(super) migration: Option<MigrationCommands>,
     pub(super) channel: Option<Channel>,
-    pub(super) channel_closer: Arc<OnceLock<UnixStream>>,
+    pub(super) channel_closer: Arc<OnceLock<Arc<UnixStream>>>,
     main: Arc<UnixStream>,
     ending: Arc<Ending>,
     reset_on_disconnect: bool,
