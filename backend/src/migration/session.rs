@@ -13,7 +13,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
 use log::{debug, warn};
@@ -128,6 +128,12 @@ impl Migration {
         reset()?;
         self.state.store(State::Running.into(), Ordering::SeqCst);
         self.resets.fetch_add(1, Ordering::SeqCst);
+        // Whoever has the lock lets go of its transfer; if that is nobody, nobody may come.
+        match self.inner.try_lock() {
+            Ok(mut inner) => self.forget_undone(&mut inner),
+            Err(TryLockError::Poisoned(poisoned)) => self.forget_undone(&mut poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
         Ok(())
     }
 
@@ -144,13 +150,18 @@ impl Migration {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget_undone(&mut inner);
+        inner
+    }
+
+    /// Lets go of a transfer that a reset has ended.
+    fn forget_undone(&self, inner: &mut Inner) {
         let resets = self.resets.load(Ordering::SeqCst);
         if inner.resets != resets {
             inner.transfer = Transfer::None;
             inner.estimate = Estimate::new(Instant::now());
             inner.resets = resets;
         }
-        inner
     }
 
     /// The state of the device, as it says itself.

@@ -13,10 +13,11 @@ use vfio_user_protocol::feature::{
     GET, MIG_DEVICE_STATE, SET,
 };
 use vfio_user_protocol::migration::MigrationState::{self as State, *};
+use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::memory::{DirtyTracker, Mark};
-use crate::migration::{DataStream, MigrationDriver, Support};
+use crate::migration::{DataStream, MigrationDriver, PrecopyInfo, Support, Taken};
 
 const MIB: u64 = 1 << 20;
 
@@ -227,6 +228,99 @@ fn a_driver_that_does_not_tell_what_was_written_is_reset() {
         let mut next = Peer::new(UnixStream::connect(&path).unwrap());
         next.negotiate(&[]);
     }
+}
+
+/// Data that says so when it is closed.
+#[derive(Debug)]
+struct Data(Sender<()>);
+
+impl DataStream for Data {
+    fn read(&mut self, _: &VolatileSlice<'_>) -> Result<Taken, Errno> {
+        Ok(Taken::default())
+    }
+
+    fn write(&mut self, from: &VolatileSlice<'_>, _: bool) -> Result<usize, Errno> {
+        Ok(from.len())
+    }
+
+    fn precopy_info(&mut self) -> Result<PrecopyInfo, Errno> {
+        Ok(PrecopyInfo::default())
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        self.0.send(()).unwrap();
+    }
+}
+
+/// A driver with one data stream.
+#[derive(Debug)]
+struct OneStream {
+    state: Mutex<State>,
+    data: Mutex<Option<Data>>,
+}
+
+impl MigrationDriver for OneStream {
+    fn support(&self) -> Support {
+        Support {
+            pre_copy: true,
+            p2p: false,
+        }
+    }
+
+    fn data_version(&self) -> String {
+        String::new()
+    }
+
+    fn state(&self) -> Result<State, Errno> {
+        Ok(*self.state.lock().unwrap())
+    }
+
+    fn set_state(&self, next: State) -> Result<Option<Box<dyn DataStream>>, Errno> {
+        *self.state.lock().unwrap() = next;
+        let data = self.data.lock().unwrap().take();
+        Ok(data.map(|data| Box::new(data) as _))
+    }
+
+    fn stop_copy_size(&self) -> Result<u64, Errno> {
+        Err(Errno::NOTTY)
+    }
+}
+
+#[test]
+fn a_transfer_is_let_go_of_when_its_client_leaves() {
+    let (closes, closed) = mpsc::channel();
+    let function = function_of(|gpu| {
+        let driver = Arc::new(OneStream {
+            state: Mutex::new(Running),
+            data: Mutex::new(Some(Data(closes))),
+        });
+        let known = Arc::clone(&driver);
+        let reset = move |gpu: &ModelGpu, cause| {
+            *known.state.lock().unwrap() = Running;
+            gpu.reset(cause)
+        };
+        let mut device = Altered::new(gpu, reset);
+        device.driver = Some(driver);
+        Arc::new(device)
+    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (session, receiver) = Session::new(Arc::clone(&function), ours, true).unwrap();
+    let session = thread::spawn(move || session.run(receiver));
+    let mut client = Peer::new(theirs);
+    client.negotiate(&[]);
+    let (saves, ..) = client.call(Command::DeviceFeature, to_state(PreCopy).as_bytes());
+    assert_eq!(saves.error(), None);
+    assert!(closed.try_recv().is_err(), "open");
+    drop(client);
+    session.join().unwrap().unwrap();
+    assert_eq!(
+        closed.try_recv(),
+        Ok(()),
+        "though the function is still there"
+    );
+    drop(function);
 }
 
 /// A driver that notes how much of the guest's memory the device reaches, change by change.
