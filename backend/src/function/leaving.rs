@@ -42,15 +42,18 @@ impl Function {
         stopped.and(self.forget_memory())
     }
 
+    /// Whether the device is being reset, or lets go of the client's memory: both may take long, and end.
+    #[must_use]
+    pub fn takes_its_time(&self) -> bool {
+        self.migration.is_being_reset() || self.memory.is_emptying()
+    }
+
     /// Makes a driver return that keeps a client's thread, by a reset of the device and of nothing in front of it:
-    /// [`Self::disconnect`] with a reset is to follow. A reset under way is left to it.
+    /// [`Self::disconnect`] with a reset is to follow.
     ///
     /// # Errors
     /// What the device says.
     pub fn interrupt(&self) -> Result<(), Error> {
-        if self.migration.is_being_reset() {
-            return Ok(());
-        }
         let reset = || self.device.reset(ResetCause::Disconnect);
         self.migration.reset(reset)
     }

@@ -162,7 +162,7 @@ impl Running {
 
     /// Frees it from a driver that does not return. May be needed again, if another follows.
     fn free(&self, function: &Function) {
-        if self.thread.is_finished() || !self.closer.close() {
+        if self.thread.is_finished() || function.takes_its_time() || !self.closer.close() {
             return;
         }
         peer_log!(
