@@ -5,7 +5,6 @@
 
 mod logging;
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::debug;
@@ -315,10 +314,7 @@ impl Function {
     }
 
     fn reset_locked(&self, state: &mut State, cause: ResetCause) -> Result<(), Error> {
-        let done = self.device.reset(cause);
-        if done.is_ok() {
-            self.migration.was_reset();
-        }
+        let done = self.migration.reset(|| self.device.reset(cause));
         // The guest sees a reset function even if the device is not: nothing of before must be believed.
         match cause {
             ResetCause::Disconnect => state.config.power_on(),
@@ -344,36 +340,6 @@ impl Function {
             // A guest can provoke this line; who asked for the change hears of the device's state anyway.
             Err(error) => debug!("Config space not read again: {}", chain(&error)),
         }
-    }
-
-    /// The client is gone: bus mastering off, interrupts off, its memory gone, and then the device is reset
-    /// if asked for, in that order. Every step is taken, whatever an earlier one says.
-    ///
-    /// # Errors
-    /// What the device says, of the reset first.
-    pub fn disconnect(&self, reset: bool) -> Result<(), Error> {
-        let mut state = self.state();
-        state.routes.set_sink(None);
-        state.delivery = Delivery::default();
-        let stopped = self.device.stop_dma();
-        self.device.release_irqs();
-        self.device.set_irq_config(IrqConfig::default());
-        let mut doorbells = std::mem::take(&mut state.doorbells);
-        self.silence(&mut doorbells);
-        let unmapped = self.memory.clear().map_err(|error| Error::Io {
-            what: "Guest memory stays mapped",
-            source: io::Error::other(error),
-        });
-        let done = if reset {
-            self.reset_locked(&mut state, ResetCause::Disconnect)
-        } else {
-            // Bus mastering went off behind the composition's back.
-            self.refresh(&mut state);
-            self.update_interrupts(&mut state);
-            Ok(())
-        };
-        self.device.set_delivery(Delivery::default());
-        done.and(unmapped).and(stopped)
     }
 
     /// Tells device and client what the guest's interrupt registers say now. Vectors are masked before, and
@@ -471,6 +437,7 @@ fn out_of_range(region: u32, offset: u64, length: usize) -> Error {
 mod compose;
 mod doorbells;
 mod guest;
+mod leaving;
 mod probe;
 mod regions;
 mod rom;

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use epoll::{ControlOptions, Event, Events};
 
@@ -35,7 +36,19 @@ impl Poller {
     /// # Errors
     /// The errno of epoll_ctl(2), EPERM for a descriptor that cannot be polled.
     pub fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        let interest = Event::new(Events::EPOLLIN, token);
+        self.add_interest(fd, Events::EPOLLIN, token)
+    }
+
+    /// Reports `token` once, when the peer of a socket has closed its end, or will send nothing more.
+    ///
+    /// # Errors
+    /// The errno of epoll_ctl(2).
+    pub fn add_hangup(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.add_interest(fd, Events::EPOLLRDHUP | Events::EPOLLONESHOT, token)
+    }
+
+    fn add_interest(&self, fd: BorrowedFd<'_>, events: Events, token: u64) -> io::Result<()> {
+        let interest = Event::new(events, token);
         epoll::ctl(
             self.epoll.as_raw_fd(),
             ControlOptions::EPOLL_CTL_ADD,
@@ -58,14 +71,19 @@ impl Poller {
         )
     }
 
-    /// Blocks until something is ready, then calls `ready` with each token.
+    /// Blocks until something is ready, then calls `ready` with each token; or until `patience` is over, if there
+    /// is an end to it.
     ///
     /// # Errors
     /// The errno of epoll_wait(2); an interrupted wait is repeated.
-    pub fn wait(&self, mut ready: impl FnMut(u64)) -> io::Result<()> {
+    pub fn wait(&self, patience: Option<Duration>, mut ready: impl FnMut(u64)) -> io::Result<()> {
+        // Rounded up, so as not to wake before the end.
+        let milliseconds = patience.map_or(-1, |patience| {
+            i32::try_from(patience.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        });
         let mut events = [Event::new(Events::empty(), 0); BATCH];
         let count = loop {
-            match epoll::wait(self.epoll.as_raw_fd(), -1, &mut events) {
+            match epoll::wait(self.epoll.as_raw_fd(), milliseconds, &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => break other?,
             }

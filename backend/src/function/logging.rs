@@ -48,11 +48,6 @@ impl Function {
         self.memory.logging_stop()
     }
 
-    /// What a client's leaving leaves of it.
-    pub fn end_logging(&self) {
-        self.memory.end_logging();
-    }
-
     /// Whether logging is in force.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ impl Watcher {
             .spawn(move || {
                 let mut stopped = false;
                 while !stopped {
-                    let waited = poller.wait(|token| match token {
+                    let waited = poller.wait(None, |token| match token {
                         FIRED => stopped |= !drain(&watched, &mut fired),
                         _ => stopped = true,
                     });

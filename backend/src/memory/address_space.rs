@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{FileType, fstat};
@@ -108,6 +109,8 @@ pub struct AddressSpace {
     /// Told of every map with a descriptor, so that tracking and hardware never disagree.
     iommu: Option<Arc<dyn Iommu>>,
     max_maps: usize,
+    /// The IOMMU is letting go of everything: long for much memory, and sure to end.
+    emptying: AtomicBool,
 }
 
 impl AddressSpace {
@@ -119,6 +122,7 @@ impl AddressSpace {
             cpu_access,
             iommu: None,
             max_maps,
+            emptying: AtomicBool::new(false),
         }
     }
 
@@ -332,9 +336,17 @@ impl AddressSpace {
             return Ok(maps.len());
         }
         let all: Vec<u64> = state.maps.keys().copied().collect();
+        self.emptying.store(true, Ordering::SeqCst);
         let (removed, outcome) = self.release_each(&mut state, &all);
+        self.emptying.store(false, Ordering::SeqCst);
         drop(state);
         outcome.map(|()| removed.len())
+    }
+
+    /// Whether the IOMMU is letting go of every map just now, which takes its time.
+    #[must_use]
+    pub fn is_emptying(&self) -> bool {
+        self.emptying.load(Ordering::SeqCst)
     }
 
     /// What a client's leaving leaves: no maps, no logging, and no way to ask the client for memory.

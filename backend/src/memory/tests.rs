@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 
 use proptest::prelude::*;
@@ -479,4 +479,37 @@ proptest! {
             prop_assert_eq!(space.len(), model.len());
         }
     }
+}
+
+/// Notes whether the space was being emptied when it let go of a map.
+#[derive(Debug, Default)]
+struct Emptied {
+    space: OnceLock<Weak<AddressSpace>>,
+    emptying: Mutex<Vec<bool>>,
+}
+
+impl Iommu for Emptied {
+    fn map(&self, _: &IommuMap<'_>) -> Result<(), IommuError> {
+        Ok(())
+    }
+
+    fn unmap(&self, _: u64, _: u64) -> Result<(), IommuError> {
+        let space = self.space.get().and_then(Weak::upgrade).unwrap();
+        self.emptying.lock().unwrap().push(space.is_emptying());
+        Ok(())
+    }
+}
+
+#[test]
+fn whoever_waits_can_tell_that_maps_are_being_let_go_of() {
+    let iommu = Arc::new(Emptied::default());
+    let space = Arc::new(AddressSpace::with_iommu(Arc::clone(&iommu) as _, 8));
+    iommu.space.set(Arc::downgrade(&space)).unwrap();
+    for iova in [0, P, 2 * P] {
+        map(&space, iova, 1, Access::READ_WRITE);
+    }
+    space.unmap(0, P).unwrap();
+    space.clear().unwrap();
+    assert_eq!(*iommu.emptying.lock().unwrap(), [false, true, true]);
+    assert!(!space.is_emptying());
 }

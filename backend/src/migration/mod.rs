@@ -4,6 +4,7 @@
 //! | file | job |
 //! |---|---|
 //! | `session.rs` | [`Migration`]: the state of a device, and the stream being sent or received |
+//! | `resetting.rs` | resets under way |
 //! | `states.rs` | the state machine of `linux/vfio.h`, pure |
 //! | `driver.rs` | what is asked of a device: [`MigrationDriver`], [`DataStream`] |
 //! | `v1/` | the region that came before, as a [`MigrationDriver`] |
@@ -21,6 +22,7 @@ mod error;
 mod estimate;
 mod guest;
 pub mod record;
+mod resetting;
 mod session;
 mod sink;
 mod source;

@@ -8,12 +8,12 @@
 //! ```
 //!
 //! One lock is held while the driver is asked, which may take long. A reset of the device needs no such
-//! lock: it makes the driver return, and [`Migration::was_reset`] leaves a mark that whoever holds the lock
-//! finds.
+//! lock: it makes the driver return, and [`Migration::reset`] leaves a mark, from its beginning on, that
+//! whoever holds the lock finds: of a change of state no other arc is taken then.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
 use log::{debug, warn};
@@ -25,6 +25,7 @@ use super::driver::{DataStream, MigrationDriver, PrecopyInfo, Support};
 use super::error::Error;
 use super::estimate::{Estimate, Pending};
 use super::guest::Guest;
+use super::resetting::Resetting;
 use super::sink::Sink;
 use super::source::{More, Source};
 use super::states::{self, IllegalChange};
@@ -62,7 +63,9 @@ pub struct Migration {
     inner: Mutex<Inner>,
     /// The state as last known, for those who cannot wait.
     state: AtomicU32,
+    /// Counts the beginnings of resets, and the ends of those that held.
     resets: AtomicU64,
+    resetting: Resetting,
 }
 
 /// What is left to be moved, for a client.
@@ -93,6 +96,7 @@ impl Migration {
             }),
             state: AtomicU32::new(State::Running.into()),
             resets: AtomicU64::new(0),
+            resetting: Resetting::default(),
         }
     }
 
@@ -122,21 +126,51 @@ impl Migration {
         State::try_from(self.state.load(Ordering::SeqCst)).unwrap_or(State::Error)
     }
 
-    /// The device was reset: it runs, and no transfer of before goes on.
-    pub fn was_reset(&self) {
+    /// Resets the device by `reset`: if that holds, the device runs. No transfer of before, and no change of
+    /// state, is carried on, whether it holds or not.
+    ///
+    /// # Errors
+    /// What `reset` says; the state last known is then as it was.
+    pub fn reset<E>(&self, reset: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let _under_way = self.resetting.begin();
         self.resets.fetch_add(1, Ordering::SeqCst);
+        reset()?;
         self.state.store(State::Running.into(), Ordering::SeqCst);
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        // Whoever has the lock lets go of its transfer; if that is nobody, nobody may come.
+        match self.inner.try_lock() {
+            Ok(mut inner) => self.forget_undone(&mut inner),
+            Err(TryLockError::Poisoned(poisoned)) => self.forget_undone(&mut poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a reset is under way.
+    #[must_use]
+    pub fn is_being_reset(&self) -> bool {
+        self.resetting.any()
+    }
+
+    /// Whether what was begun under the lock is undone by a reset, or about to be.
+    fn is_undone(&self, inner: &Inner) -> bool {
+        self.resetting.any() || self.resets.load(Ordering::SeqCst) != inner.resets
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget_undone(&mut inner);
+        inner
+    }
+
+    /// Lets go of a transfer that a reset has ended.
+    fn forget_undone(&self, inner: &mut Inner) {
         let resets = self.resets.load(Ordering::SeqCst);
         if inner.resets != resets {
             inner.transfer = Transfer::None;
             inner.estimate = Estimate::new(Instant::now());
             inner.resets = resets;
         }
-        inner
     }
 
     /// The state of the device, as it says itself.
@@ -150,11 +184,18 @@ impl Migration {
 
     fn ask_state(&self, driver: &dyn MigrationDriver) -> Result<State, Error> {
         let what = "Asking for the migration state";
-        let state = driver
-            .state()
-            .map_err(|errno| Error::Driver { what, errno })?;
-        self.state.store(state.into(), Ordering::SeqCst);
-        Ok(state)
+        loop {
+            self.resetting.wait();
+            let resets = self.resets.load(Ordering::SeqCst);
+            let state = driver
+                .state()
+                .map_err(|errno| Error::Driver { what, errno })?;
+            self.state.store(state.into(), Ordering::SeqCst);
+            // A reset meanwhile may have come after the answer.
+            if !self.resetting.any() && self.resets.load(Ordering::SeqCst) == resets {
+                return Ok(state);
+            }
+        }
     }
 
     /// Changes the state, arc by arc.
@@ -241,12 +282,18 @@ impl Migration {
         stays: bool,
         guest: &dyn Guest,
     ) -> Result<(), Error> {
+        if self.is_undone(inner) {
+            return Err(Error::Reset);
+        }
         let opened = match driver.set_state(next) {
             Ok(opened) => opened,
             Err(errno) => {
                 // What the driver left in the request says nothing; only asking tells.
-                let now = self.ask_state(driver).unwrap_or(State::Error);
-                self.state.store(now.into(), Ordering::SeqCst);
+                let now = self.ask_state(driver).unwrap_or_else(|_| {
+                    let unknown = State::Error;
+                    self.state.store(unknown.into(), Ordering::SeqCst);
+                    unknown
+                });
                 if !(states::saves(now) || now == State::Resuming) {
                     inner.transfer = Transfer::None;
                 }
@@ -259,7 +306,7 @@ impl Migration {
         };
         debug!("Migration state {next}");
         self.state.store(next.into(), Ordering::SeqCst);
-        if self.resets.load(Ordering::SeqCst) != inner.resets {
+        if self.is_undone(inner) {
             // Which of the two came last only the driver knows.
             self.ask_state(driver)?;
             return Err(Error::Reset);
@@ -365,7 +412,7 @@ impl Migration {
             }
         }
         self.state.store(State::Stop.into(), Ordering::SeqCst);
-        if self.resets.load(Ordering::SeqCst) != inner.resets {
+        if self.is_undone(inner) {
             // What the guest set up belongs to what was loaded, and that may be gone.
             return self.abandon(inner, guest, Some(Error::Reset));
         }
@@ -507,8 +554,8 @@ impl Migration {
                 state,
             }),
         };
-        if self.resets.load(Ordering::SeqCst) != inner.resets {
-            // What the guest set up may have been read after the reset, and the device's data before.
+        if self.is_undone(&inner) {
+                        // What the guest set up may have been read after the reset, and the device's data before.
             inner.transfer = Transfer::None;
             return Err(Error::Reset);
         }
@@ -534,11 +581,10 @@ impl Migration {
     /// The client is gone and the device is to be kept: back to RUNNING. False if it must be reset for that.
     #[must_use]
     pub fn end(&self, guest: &dyn Guest) -> bool {
-        let state = self.last_state();
-        match state {
-            State::Running => true,
-            State::Resuming | State::Error => false,
-            _ => self
+        match self.state() {
+            Ok(State::Running) | Err(Error::NotSupported) => true,
+            Ok(State::Resuming | State::Error) | Err(_) => false,
+            Ok(_) => self
                 .set_state(State::Running.into(), ShowP2p(true), guest)
                 .inspect_err(|error| {
                     warn!("The device does not go on: {}", crate::report::chain(error))

@@ -6,14 +6,12 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
 use log::{debug, trace};
 use rustix::fs::{FileType, fstat};
+use rustix::io::Errno;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 use vfio_user_protocol::Request;
@@ -32,12 +30,22 @@ use crate::report::chain;
 /// A channel being served.
 #[derive(Debug)]
 pub(super) struct Channel {
-    socket: UnixStream,
-    /// Nothing more is to be carried out, whatever has come already.
-    over: Arc<AtomicBool>,
-    /// Nothing ever comes, but that the other end goes with the thread.
-    ended: mpsc::Receiver<()>,
+    socket: Arc<UnixStream>,
+    work: Arc<Mutex<Work>>,
     thread: JoinHandle<()>,
+}
+
+/// What the thread is about.
+#[derive(Debug, Default)]
+struct Work {
+    /// Nothing more is to be carried out, whatever has come already.
+    over: bool,
+    /// A command is being carried out; one that panicked for good.
+    busy: bool,
+}
+
+fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
+    work.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Channel {
@@ -50,46 +58,45 @@ impl Channel {
         check_socket(&fd)?;
         let stream = UnixStream::from(fd);
         stream.set_nonblocking(false).map_err(os)?;
-        let socket = stream.try_clone().map_err(os)?;
+        let socket = Arc::new(stream.try_clone().map_err(os)?);
+        let hang_up = HangUp(Arc::clone(&socket));
         let (receiver, sender) = split(stream, MAX_MESSAGE);
-        let over = Arc::new(AtomicBool::new(false));
+        let work = Arc::default();
         let server = Server {
             commands,
-            over: Arc::clone(&over),
+            work: Arc::clone(&work),
             replies: Replies::new(sender),
             reply: Reply::default(),
         };
-        let (ends, ended) = mpsc::channel();
         let thread = Builder::new()
             .name("migration".into())
             .spawn(move || {
-                let _ends = ends;
+                let _hang_up = hang_up;
                 server.run(receiver);
             })
             .map_err(os)?;
         Ok(Self {
             socket,
-            over,
-            ended,
+            work,
             thread,
         })
     }
 
-    /// Ends every wait for the client, and begins no other command. One under way goes on to its end.
-    pub(super) fn close(&self) {
-        self.over.store(true, Ordering::SeqCst);
+    /// Ends every wait for the client, and begins no other command. One under way goes on to its end; whether
+    /// there is one.
+    pub(super) fn close(&self) -> bool {
+        let busy = {
+            let mut work = lock(&self.work);
+            work.over = true;
+            work.busy
+        };
         let _ = self.socket.shutdown(Shutdown::Both);
+        busy
     }
 
-    /// A handle that closes it from another thread.
-    pub(super) fn closer(&self) -> io::Result<UnixStream> {
-        self.socket.try_clone()
-    }
-
-    /// Waits until the thread has ended, but no longer than this; whether it has.
-    pub(super) fn ends_within(&self, patience: Duration) -> bool {
-        self.close();
-        self.ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
+    /// What closes it from another thread.
+    pub(super) fn closer(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.socket)
     }
 
     /// Waits until the thread has ended.
@@ -110,9 +117,18 @@ fn check_socket(fd: &OwnedFd) -> Result<(), Refusal> {
     Err(Refusal::Unexpected("The channel must be a stream socket"))
 }
 
+/// Tells the client of the thread's end, however that comes: other descriptors of the socket stay open.
+struct HangUp(Arc<UnixStream>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
 struct Server {
     commands: MigrationCommands,
-    over: Arc<AtomicBool>,
+    work: Arc<Mutex<Work>>,
     replies: Replies,
     reply: Reply,
 }
@@ -130,11 +146,17 @@ impl Server {
             match receiver.receive() {
                 Ok(Some(Frame::Message { header, body, fds })) => {
                     trace!("Channel: {header:?}, {} descriptors", fds.len());
-                    if self.over.load(Ordering::SeqCst) {
-                        return Ok(());
+                    {
+                        let mut work = lock(&self.work);
+                        if work.over {
+                            return Ok(());
+                        }
+                        work.busy = true;
                     }
                     self.reply.clear();
-                    match self.dispatch(&header, body, fds) {
+                    let done = self.dispatch(&header, body, fds);
+                    lock(&self.work).busy = false;
+                    match done {
                         Ok(()) if header.wants_no_reply() => {}
                         Ok(()) => self.replies.send(&header, &self.reply)?,
                         Err(refusal) => self.replies.refuse(&header, &refusal)?,
@@ -145,6 +167,9 @@ impl Server {
                 }
                 Ok(None) => return Ok(()),
                 Err(TransportError::Frame(FrameError::Size(header))) => {
+                    // As on the main socket: where the next message begins is anybody's guess.
+                    let errno = Errno::INVAL.raw_os_error().unsigned_abs();
+                    let _ = self.replies.send_error(&header, errno);
                     return Err(TransportError::Frame(FrameError::Size(header)).into());
                 }
                 Err(error) => return Err(error.into()),

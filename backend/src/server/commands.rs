@@ -165,12 +165,8 @@ impl Session {
             found: 0,
         })?;
         let channel = Channel::start(fd, commands.alike())?;
-        let closer = channel.closer().map_err(|source| Refusal::Os {
-            what: "Migration channel",
-            source,
-        })?;
         // One channel per session, so the cell is empty.
-        let _ = self.channel_closer.set(closer);
+        let _ = self.channel_closer.set(channel.closer());
         self.channel = Some(channel);
         Ok(())
     }

@@ -16,6 +16,7 @@
 
 mod channel;
 mod commands;
+mod ending;
 mod endpoint;
 mod feature;
 mod irqs;

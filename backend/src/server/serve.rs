@@ -7,6 +7,9 @@
 //! Who connects is a client from its first message on: until then it keeps nobody else out. One that
 //! speaks while another is attached hears EBUSY, but if that other has left already, and only its
 //! clearing away is not done, the newcomer waits for it.
+//!
+//! A session whose client has left may be kept by a driver that does not return: that is not waited for long,
+//! but the device reset from here.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -14,9 +17,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -38,10 +42,14 @@ const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
 const FINISHED: u64 = 2;
 const RELEASE: u64 = 3;
+const HANGUP: u64 = 4;
 /// Tokens from here on are connections that have not become sessions.
 const WAITING: u64 = 16;
 /// How many of those are kept; one more, and the oldest is closed.
 const MAX_WAITING: usize = 8;
+
+/// How long a session may go on whose client has left, before a driver is held to keep it.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How clients are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,12 +150,28 @@ struct Server<'a> {
 struct Running {
     closer: Closer,
     thread: JoinHandle<Result<(), SessionError>>,
+    /// When it must have ended, as its client has left.
+    deadline: Option<Instant>,
 }
 
 impl Running {
     /// Its client is served no more; what is left is to clear away after it.
     fn is_ending(&self) -> bool {
         self.thread.is_finished() || self.closer.client_has_left()
+    }
+
+    /// Frees it from a driver that does not return. May be needed again, if another follows.
+    fn free(&self, function: &Function) {
+        if self.thread.is_finished() || function.takes_its_time() || !self.closer.close() {
+            return;
+        }
+        peer_log!(
+            Warn,
+            "The driver does not return, and its client has left: the device is reset"
+        );
+        if let Err(error) = function.interrupt() {
+            warn!("The driver was not made to return: {}", chain(&error));
+        }
     }
 }
 
@@ -178,7 +202,10 @@ impl Server<'_> {
         };
         loop {
             let mut tokens = Vec::new();
-            self.poller.wait(|token| tokens.push(token))?;
+            let deadline = self.session.as_ref().and_then(|session| session.deadline);
+            let patience = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            self.poller.wait(patience, |token| tokens.push(token))?;
+            self.free_session();
             for token in tokens {
                 match (token, &listener) {
                     (SIGNAL, _) => {
@@ -189,6 +216,11 @@ impl Server<'_> {
                         // The kernel waits, and asks again and again, until the device is closed.
                         warn!("The kernel wants the device back: ending");
                         return Ok(());
+                    }
+                    (HANGUP, _) => {
+                        if let Some(session) = &mut self.session {
+                            session.deadline = Some(Instant::now() + DRIVER_PATIENCE);
+                        }
                     }
                     (FINISHED, _) => {
                         self.end_session()?;
@@ -302,23 +334,44 @@ impl Server<'_> {
         let (session, receiver) = Session::new(function, stream, self.options.reset_on_disconnect)?;
         let closer = session.closer();
         let finished = SignalOnDrop(Arc::clone(&self.finished));
+        // If there will be no thread, this ends with the descriptor.
+        self.poller.add_hangup(closer.socket(), HANGUP)?;
         let thread = thread::Builder::new()
             .name("session".into())
             .spawn(move || {
                 let _finished = finished;
                 session.run(receiver)
             })?;
-        self.session = Some(Running { closer, thread });
+        self.session = Some(Running {
+            closer,
+            thread,
+            deadline: None,
+        });
         Ok(())
+    }
+
+    /// Frees the session if its time is over.
+    fn free_session(&mut self) {
+        let now = Instant::now();
+        if let Some(session) = &mut self.session
+            && session.deadline.is_some_and(|deadline| deadline <= now)
+        {
+            session.free(self.function);
+            session.deadline = Some(Instant::now() + DRIVER_PATIENCE);
+        }
     }
 
     /// Ends the session, if there is one, and waits until the function is clean.
     fn end_session(&mut self) -> Result<(), ServeError> {
-        let Some(Running { closer, thread }) = self.session.take() else {
+        let Some(session) = self.session.take() else {
             return Ok(());
         };
-        closer.close();
-        let cleaned = match thread.join() {
+        session.closer.close();
+        while !readable_within(&self.finished, DRIVER_PATIENCE)? {
+            session.free(self.function);
+        }
+        self.poller.remove(session.closer.socket())?;
+        let cleaned = match session.thread.join() {
             Ok(Ok(())) => {
                 peer_log!(Info, "Client left");
                 Ok(())
@@ -335,6 +388,18 @@ impl Server<'_> {
         };
         let _ = rustix::io::read(&*self.finished, &mut [0; 8]);
         cleaned.map_err(ServeError::Reset)
+    }
+}
+
+/// Waits until `fd` is readable, but no longer than this; whether it is.
+fn readable_within(fd: &OwnedFd, patience: Duration) -> Result<bool, Errno> {
+    let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
+    loop {
+        let mut wanted = [PollFd::new(fd, PollFlags::IN)];
+        match poll(&mut wanted, Some(&patience)) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other? > 0),
+        }
     }
 }
 

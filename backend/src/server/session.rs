@@ -6,17 +6,15 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use log::{debug, trace, warn};
+use log::{debug, trace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vfio_user_protocol::deframer::{Frame, FrameError};
 use vfio_user_protocol::header::{HEADER_SIZE, MessageType};
-use vfio_user_protocol::migration::MigrationState;
 use vfio_user_protocol::region::RegionAccess;
 use vfio_user_protocol::transport::{Receiver, TransportError, split};
 use vfio_user_protocol::version::{
@@ -26,6 +24,7 @@ use vfio_user_protocol::version::{
 use vfio_user_protocol::{DecodeError, Header, Request, extension, version};
 
 use super::channel::Channel;
+use super::ending::Ending;
 use super::migration::MigrationCommands;
 use super::refusal::Refusal;
 use super::replies::{Replies, Reply};
@@ -40,9 +39,6 @@ pub(super) const MAX_DATA: usize = 1 << 20;
 pub(super) const MAX_FDS: u32 = 16;
 /// The longest message: a header, the largest fixed part, and data.
 pub(super) const MAX_MESSAGE: usize = HEADER_SIZE + size_of::<RegionAccess>() + MAX_DATA;
-
-/// How long a driver may still work on a migration whose client has left.
-const DRIVER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What this server offers in VERSION.
 #[must_use]
@@ -109,22 +105,26 @@ pub(super) struct Closer {
     main: Arc<UnixStream>,
     twin: Arc<OnceLock<Arc<Twin>>>,
     /// Of the migration channel.
-    channel: Arc<OnceLock<UnixStream>>,
+    channel: Arc<OnceLock<Arc<UnixStream>>>,
+    ending: Arc<Ending>,
 }
 
 impl Closer {
-    /// Ends every wait of the session for its client.
-    pub(super) fn close(&self) {
+    /// Ends every wait of the session for its client, and the session once what it is about is done; the device is
+    /// then reset. False if what becomes of that was settled before.
+    pub(super) fn close(&self) -> bool {
+        let ends = self.ending.end();
         let _ = self.main.shutdown(Shutdown::Both);
         self.close_twin();
-        self.close_channel();
-    }
-
-    /// Ends the waits for requests on the migration channel.
-    pub(super) fn close_channel(&self) {
         if let Some(channel) = self.channel.get() {
             let _ = channel.shutdown(Shutdown::Both);
         }
+        ends
+    }
+
+    /// The client's socket, to be polled.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.main.as_fd()
     }
 
     /// Ends the waits for answers on the twin socket: its other end may outlive the client.
@@ -163,8 +163,9 @@ pub struct Session {
     /// Migration on the main socket, once negotiated.
     pub(super) migration: Option<MigrationCommands>,
     pub(super) channel: Option<Channel>,
-    pub(super) channel_closer: Arc<OnceLock<UnixStream>>,
+    pub(super) channel_closer: Arc<OnceLock<Arc<UnixStream>>>,
     main: Arc<UnixStream>,
+    ending: Arc<Ending>,
     reset_on_disconnect: bool,
 }
 
@@ -190,6 +191,7 @@ impl Session {
             channel: None,
             channel_closer: Arc::default(),
             main,
+            ending: Arc::default(),
             reset_on_disconnect,
         };
         Ok((session, receiver))
@@ -201,6 +203,7 @@ impl Session {
             main: Arc::clone(&self.main),
             twin: Arc::clone(&self.twin),
             channel: Arc::clone(&self.channel_closer),
+            ending: Arc::clone(&self.ending),
         }
     }
 
@@ -232,46 +235,38 @@ impl Session {
         }
     }
 
-    /// Ends what the client had. A device that is to be kept goes on running first, if migration lets it; else
-    /// the reset comes first, as it makes a driver return that keeps the channel's thread.
+    /// Ends what the client had. First of all the device is kept from the guest's memory, which may belong to the
+    /// same guest elsewhere by now; then one that is to be kept goes on running, if migration lets it. A driver that
+    /// does not return is the main loop's to free.
     fn clean_up(&mut self) -> Result<(), device::Error> {
+        let function = &*self.function;
         let channel = self.channel.take();
-        if let Some(channel) = &channel {
-            channel.close();
-        }
-        // Nobody is kept waiting for a driver that does not come back, not even for a device that is to be kept.
-        let stuck = channel.as_ref().is_some_and(|channel| {
-            !self.reset_on_disconnect && !channel.ends_within(DRIVER_PATIENCE)
-        });
-        if stuck {
-            warn!(
-                "The driver does not return from a migration whose client has left: the device is reset"
-            );
-        }
-        if self.reset_on_disconnect || stuck {
-            let cleaned = self.function.disconnect(true);
-            let Some(channel) = channel else {
-                return cleaned;
-            };
-            channel.join();
-            // A request that began there before the reset may have had its way after it.
-            self.function.end_logging();
-            if self.function.migration().last_state() == MigrationState::Running {
-                return cleaned;
-            }
-            return cleaned.and(self.function.disconnect(true));
-        }
+        let busy = channel.as_ref().is_some_and(Channel::close);
+        let keep = !self.reset_on_disconnect && !self.ending.is_over();
+        let cut = if keep {
+            function.cut_off()
+        } else {
+            // This makes a driver return that keeps the channel's thread.
+            function.disconnect(true)
+        };
         if let Some(channel) = channel {
             channel.join();
         }
-        let goes_on = self.function.migration().end(&*self.function);
-        self.function.disconnect(!goes_on)
+        if !keep && !busy {
+            return cut;
+        }
+        let goes_on = keep && cut.is_ok() && function.migration().end(function);
+        // What was under way on the channel may have had its way with the device after a reset, or failed that.
+        function.disconnect(!(self.ending.settle() && goes_on))
     }
 
     fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {
         loop {
             match receiver.receive() {
                 Ok(Some(Frame::Message { header, body, fds })) => {
+                    if self.ending.is_over() {
+                        return Ok(());
+                    }
                     trace!("{header:?}, {} descriptors", fds.len());
                     self.handle(&header, body, fds)?;
                 }

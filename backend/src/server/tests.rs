@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Sessions with the model GPU over a socket pair, where the order of things matters.
 
+mod altered;
+mod leaving;
+
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -15,17 +18,18 @@ use vfio_user_protocol::extension::{self, IrqRoutes};
 use vfio_user_protocol::transport::{Receiver, Sender, split};
 use vfio_user_protocol::version::{Capabilities, Extension, TwinSocket, Version};
 use vfio_user_protocol::{Command, Header};
+use zerocopy::IntoBytes;
 
+use self::altered::Altered;
 use super::endpoint::Endpoint;
 use super::serve::{ServeError, ServeOptions, Signals, serve};
 use super::session::Session;
 use crate::device::model::{ModelGpu, ModelOptions, vram};
-use crate::device::{Device, Error, Mapping, Region, ResetCause, region};
+use crate::device::{Device, Error, region};
 use crate::function::Function;
-use crate::interrupts::{Delivery, IrqConfig, IrqInfo, IrqRequest};
 use crate::memory::{AddressSpace, CpuAccess, DEFAULT_MAX_MAPS};
+use crate::pci::GuestView;
 use crate::pci::registers::{PCI_CAP_ID_MSIX, PCI_COMMAND};
-use crate::pci::{ConfigSpace, GuestView};
 
 /// Long enough for a busy machine; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,6 +60,33 @@ impl Peer {
         self.next().expect("a reply")
     }
 
+    /// VERSION with an offer of these extensions.
+    fn negotiate(&mut self, features: &[&str]) {
+        let offer = Capabilities {
+            extension: Some(Extension {
+                version: extension::VERSION,
+                features: features.iter().map(|name| (*name).to_owned()).collect(),
+                ..Extension::default()
+            }),
+            ..Capabilities::default()
+        };
+        let (reply, ..) = self.call(Command::Version, &offer.encode(Version::default()));
+        assert_eq!(reply.error(), None);
+    }
+
+    /// Opens a migration channel.
+    fn open_channel(&mut self) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let query = [8_u32, 0];
+        let request = Header::request(1, Command::MigChannel, 8);
+        let sent = self
+            .sender
+            .send(&request, &[query.as_bytes()], &[theirs.as_fd()]);
+        sent.unwrap();
+        assert_eq!(self.next().expect("a reply").0.error(), None);
+        Self::new(ours)
+    }
+
     /// VERSION with an offer of the twin socket and `irq_routes`; the twin socket.
     fn negotiate_twin(&mut self) -> Self {
         let offer = Capabilities {
@@ -77,13 +108,20 @@ impl Peer {
 }
 
 fn function_of(model: impl FnOnce(ModelGpu) -> Arc<dyn Device>) -> Arc<Function> {
+    function_in(|gpu, _| model(gpu))
+}
+
+fn function_in(
+    model: impl FnOnce(ModelGpu, &Arc<AddressSpace>) -> Arc<dyn Device>,
+) -> Arc<Function> {
     let memory = Arc::new(AddressSpace::new(CpuAccess::Mapped, DEFAULT_MAX_MAPS));
     let options = ModelOptions {
         vram_size: vram::MIN_SIZE,
         ..ModelOptions::default()
     };
     let gpu = ModelGpu::new(&options, Arc::clone(&memory)).unwrap();
-    Arc::new(Function::new(model(gpu), memory, &GuestView::default()).unwrap())
+    let device = model(gpu, &memory);
+    Arc::new(Function::new(device, memory, &GuestView::default()).unwrap())
 }
 
 /// A device with MSI-X enabled, as an earlier guest left it with --on-disconnect keep.
@@ -99,6 +137,13 @@ fn kept_function() -> Arc<Function> {
     let control = u64::from(msix) + 3;
     function.write(region::CONFIG, control, &[0x80]).unwrap();
     function
+}
+
+fn io_error() -> Error {
+    Error::Io {
+        what: "Resetting",
+        source: io::Error::from(Errno::IO),
+    }
 }
 
 /// Serves at a path in a folder of its own; how serving ended.
@@ -155,67 +200,12 @@ fn the_next_client_need_not_wait_for_the_twin_socket_of_one_that_has_left() {
     assert!(twin.next().is_none(), "closed without an answer");
 }
 
-/// A model GPU that cannot be reset.
-#[derive(Debug)]
-struct Stuck(ModelGpu);
-
-impl Device for Stuck {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-    fn config_space(&self) -> ConfigSpace {
-        self.0.config_space()
-    }
-    fn resettable(&self) -> bool {
-        true
-    }
-    fn region(&self, index: u32) -> Region {
-        self.0.region(index)
-    }
-    fn mapping(&self, index: u32) -> Result<Option<Mapping<'_>>, Error> {
-        self.0.mapping(index)
-    }
-    fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
-        self.0.read(region, offset, data)
-    }
-    fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), Error> {
-        self.0.write(region, offset, data)
-    }
-    fn irq(&self, index: u32) -> IrqInfo {
-        self.0.irq(index)
-    }
-    fn set_irqs(&self, request: IrqRequest) -> Result<(), Error> {
-        self.0.set_irqs(request)
-    }
-    fn set_delivery(&self, delivery: Delivery) {
-        self.0.set_delivery(delivery);
-    }
-    fn set_irq_config(&self, config: IrqConfig) {
-        self.0.set_irq_config(config);
-    }
-    fn set_vector_mask(&self, index: u32, vector: u32, masked: bool) {
-        self.0.set_vector_mask(index, vector, masked);
-    }
-    fn vector_pending(&self, index: u32, vector: u32) -> bool {
-        self.0.vector_pending(index, vector)
-    }
-    fn interrupt_status(&self) -> bool {
-        self.0.interrupt_status()
-    }
-    fn reset(&self, _cause: ResetCause) -> Result<(), Error> {
-        Err(Error::Io {
-            what: "Resetting",
-            source: io::Error::from(Errno::IO),
-        })
-    }
-    fn release_irqs(&self) {
-        self.0.release_irqs();
-    }
-}
-
 #[test]
 fn a_device_that_cannot_be_reset_is_not_served_to_the_next_client() {
-    let function = function_of(|gpu| Arc::new(Stuck(gpu)));
+    let function = function_of(|gpu| {
+        let reset = |_: &ModelGpu, _| Err(io_error());
+        Arc::new(Altered::new(gpu, reset))
+    });
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let served = serve_at(&path, function, true);

@@ -122,6 +122,21 @@ fn a_channel_is_a_stream_socket_and_the_only_one() {
 }
 
 #[test]
+fn a_channel_that_is_out_of_step_is_closed_and_the_client_served_on() {
+    let backend = Backend::start();
+    let mut client = client(&backend, &ALL);
+    let mut channel = open_channel(&mut client);
+    // A message shorter than its own header.
+    let mut message = channel.message(Command::DeviceFeature, 0, &[]);
+    message[4..8].copy_from_slice(&8_u32.to_ne_bytes());
+    channel.send(&message, &[]);
+    assert_eq!(channel.answer_to(&message).err(), Some(EINVAL));
+    channel.assert_closed();
+    client.set_state(PreCopy);
+    assert_eq!(client.state(), PreCopy);
+}
+
+#[test]
 fn a_client_that_leaves_its_channel_open_is_cleared_away() {
     let backend = Backend::start();
     let mut client = client(&backend, &ALL);

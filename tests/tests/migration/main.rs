@@ -5,6 +5,7 @@ mod base;
 mod channel;
 mod damage;
 mod faults;
+mod leaving;
 mod memory;
 
 /// 1 MiB, the most that one message carries.

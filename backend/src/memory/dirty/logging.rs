@@ -214,8 +214,9 @@ impl AddressSpace {
     /// # Errors
     /// [`LoggingError::NotStarted`], or that whoever tracks did not stop; logging has ended all the same.
     pub fn logging_stop(&self) -> Result<(), LoggingError> {
-        let logging = self.state_mut().logging.take();
-        let logging = logging.ok_or(LoggingError::NotStarted)?;
+        // Locked to the end: another START must not come first.
+        let mut state = self.state_mut();
+        let logging = state.logging.take().ok_or(LoggingError::NotStarted)?;
         match logging.source.tracker() {
             Some(tracker) => tracker.stop().map_err(tracker_error("Ceasing to track")),
             None => Ok(()),

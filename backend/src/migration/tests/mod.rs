@@ -13,6 +13,7 @@ use vm_memory::VolatileSlice;
 
 use super::buffer::{Piece, Room};
 use super::{Error, GuestState, More, PrecopyInfo, ShowP2p, Support};
+use crate::device::{Device, ResetCause};
 use scripted::{Answer, Front};
 
 const SHOWN: ShowP2p = ShowP2p(true);
@@ -388,6 +389,47 @@ fn a_reset_ends_the_transfer() {
         set(&front, during).unwrap();
         set(&front, Running).unwrap();
     }
+}
+
+#[test]
+fn a_change_of_state_ends_at_the_arc_that_a_reset_finds() {
+    for holds in [true, false] {
+        let front = Front::new();
+        let (there, parked) = mpsc::channel();
+        let (go_on, told) = mpsc::channel();
+        front.device.script().linger = Some((RunningP2p, there, told));
+        thread::scope(|scope| {
+            let changing = scope.spawn(|| set(&front, Resuming));
+            parked.recv().unwrap();
+            let reset = front.migration.reset(|| {
+                let held = Device::reset(&front.device, ResetCause::Client);
+                go_on.send(()).unwrap();
+                held.map_err(drop).and(if holds { Ok(()) } else { Err(()) })
+            });
+            assert_eq!(reset.is_ok(), holds);
+            let changed = changing.join().unwrap();
+            assert!(matches!(changed, Err(Error::Reset)), "{changed:?}");
+        });
+        assert_eq!(front.device.script().arcs, [RunningP2p]);
+        assert_eq!(front.migration.last_state(), Running);
+    }
+}
+
+#[test]
+fn an_answer_from_before_a_reset_is_not_believed() {
+    let front = Front::new();
+    set(&front, Stop).unwrap();
+    let (there, parked) = mpsc::channel();
+    let (go_on, told) = mpsc::channel();
+    front.device.script().linger_asked = Some((there, told));
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| state(&front));
+        parked.recv().unwrap();
+        super::Guest::reset(&front).unwrap();
+        go_on.send(()).unwrap();
+        assert_eq!(asking.join().unwrap(), Running);
+    });
+    assert_eq!(front.migration.last_state(), Running);
 }
 
 #[test]

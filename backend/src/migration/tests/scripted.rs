@@ -40,6 +40,8 @@ pub(super) struct Script {
     pub(super) fail_to: Option<(State, Errno, State)>,
     /// Once in this state, says so and returns when told to.
     pub(super) linger: Option<(State, Sender<()>, Receiver<()>)>,
+    /// Once asked for the state, says so and answers when told to.
+    pub(super) linger_asked: Option<(Sender<()>, Receiver<()>)>,
     /// What was written while resuming, and where transactions ended.
     pub(super) written: Vec<u8>,
     pub(super) transactions: Vec<usize>,
@@ -69,6 +71,7 @@ impl Scripted {
             size: Ok(0),
             fail_to: None,
             linger: None,
+            linger_asked: None,
             written: Vec::new(),
             transactions: Vec::new(),
             write_errors: VecDeque::new(),
@@ -99,7 +102,15 @@ impl MigrationDriver for Scripted {
     }
 
     fn state(&self) -> Result<State, Errno> {
-        Ok(self.script().state)
+        let mut script = self.script();
+        let state = script.state;
+        let linger = script.linger_asked.take();
+        drop(script);
+        if let Some((there, go_on)) = linger {
+            there.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        Ok(state)
     }
 
     fn set_state(&self, next: State) -> Result<Option<Box<dyn DataStream>>, Errno> {
@@ -315,8 +326,7 @@ impl Guest for Front {
         Ok(())
     }
     fn reset(&self) -> Result<(), String> {
-        Device::reset(&self.device, ResetCause::Client).map_err(|error| error.to_string())?;
-        self.migration.was_reset();
-        Ok(())
+        let reset = || Device::reset(&self.device, ResetCause::Client);
+        self.migration.reset(reset).map_err(|e| e.to_string())
     }
 }

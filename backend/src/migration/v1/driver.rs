@@ -121,6 +121,23 @@ impl Shared {
     fn state(&self) -> Result<State, V1Error> {
         self.region.device_state().map(state_of)
     }
+
+    /// Takes an arc from the state of `word`. The ways that the interface publishes lead into RESUMING and out of
+    /// it from RUNNING and to RUNNING only: a driver that holds to them is led from STOP, or to it, over RUNNING.
+    fn change(&self, word: u32, next: State) -> Result<(), V1Error> {
+        let now = state_of(word);
+        let set = |state| {
+            let bits = bits(state).ok_or(V1Error::Refused(Errno::INVAL))?;
+            self.region.set_device_state(word & !STATE_MASK | bits)
+        };
+        let refused = set(next);
+        let has_detour = matches!((now, next), (Stop, Resuming) | (Resuming, Stop));
+        if refused != Err(V1Error::Refused(Errno::INVAL)) || !has_detour || self.state()? != now {
+            return refused;
+        }
+        set(Running)?;
+        set(next)
+    }
 }
 
 impl MigrationDriver for V1Migration {
@@ -138,10 +155,8 @@ impl MigrationDriver for V1Migration {
 
     fn set_state(&self, next: State) -> Result<Option<Box<dyn DataStream>>, Errno> {
         let mut session = self.shared.session();
-        let region = &self.shared.region;
-        let word = region.device_state().map_err(V1Error::errno)?;
+        let word = self.shared.region.device_state().map_err(V1Error::errno)?;
         let now = state_of(word);
-        let bits = bits(next).ok_or(Errno::INVAL)?;
         if !states::way(now, next, SUPPORT).is_ok_and(|way| way == [next]) {
             return Err(Errno::INVAL);
         }
@@ -149,9 +164,7 @@ impl MigrationDriver for V1Migration {
             // The driver would go on with what it has.
             session.load.check_complete().map_err(told)?;
         }
-        region
-            .set_device_state(word & !STATE_MASK | bits)
-            .map_err(V1Error::errno)?;
+        self.shared.change(word, next).map_err(V1Error::errno)?;
         if (now, next) == (PreCopy, StopCopy) {
             session.save.state_changed();
             return Ok(None);

@@ -46,6 +46,8 @@ pub(crate) struct Driver {
     pub accesses: Vec<(u64, bool)>,
     /// What the next accesses of a register give instead.
     pub instead: VecDeque<(u64, Result<u64, Errno>)>,
+    /// Takes only the ways that are published, and back to RUNNING.
+    pub strict: bool,
     /// Sections are given up when the state changes.
     pub forgetful: bool,
     /// An access that a driver need not stand.
@@ -97,6 +99,7 @@ impl Sim {
             step: usize::MAX,
             accesses: Vec::new(),
             instead: VecDeque::new(),
+            strict: false,
             forgetful: false,
             offended: None,
         };
@@ -195,6 +198,11 @@ impl Driver {
 
     fn set_state(&mut self, word: u32) -> Result<(), Errno> {
         if word & !7 != RESERVED & !7 || matches!(word & 7, 5..) {
+            return Err(Errno::INVAL);
+        }
+        let ways = [(1, 0), (1, 2), (2, 0), (1, 3), (3, 2), (1, 4), (4, 1)];
+        let way = (self.device_state & 7, word & 7);
+        if self.strict && !ways.contains(&way) && !matches!(way, (0 | 2 | 3, 1)) {
             return Err(Errno::INVAL);
         }
         if self.forgetful || word & 2 == 0 {

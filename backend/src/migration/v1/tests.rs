@@ -109,6 +109,31 @@ fn a_device_goes_over() {
 }
 
 #[test]
+fn a_driver_that_knows_only_the_published_ways_is_resumed() {
+    let sim = Sim::new(SIZE, &[]);
+    sim.driver().strict = true;
+    let migration = sim.migration();
+    let mut stream = open(&*migration, &[Stop, Resuming]);
+    assert_eq!(migration.state(), Ok(Resuming));
+    assert_eq!(give(&mut *stream, &bytes(100, 1), true), Ok(100));
+    for state in [Stop, Running] {
+        migration.set_state(state).unwrap();
+        assert_eq!(migration.state(), Ok(state));
+    }
+    assert_eq!(sim.driver().incoming, [bytes(100, 1)]);
+    // What was refused for good stays refused, and where it was.
+    migration.set_state(Stop).unwrap();
+    let state = u64::from(RESERVED);
+    sim.driver().instead = [(0, Ok(state)), (0, Err(Errno::IO))].into();
+    assert_eq!(migration.set_state(Resuming).err(), Some(Errno::IO));
+    assert_eq!(migration.state(), Ok(Stop));
+    let driver = sim.driver();
+    let written = driver.accesses.iter().filter(|access| access.1);
+    // STOP; RESUMING in vain, RUNNING, RESUMING; the data's size; STOP likewise; RUNNING; STOP; RESUMING in vain.
+    assert_eq!(written.count(), 1 + 3 + 1 + 3 + 1 + 1 + 1);
+}
+
+#[test]
 fn only_arcs_reach_the_driver() {
     let sim = Sim::new(SIZE, &[]);
     let migration = sim.migration();

@@ -190,7 +190,7 @@ fn what_is_lent_is_what_would_be_read() {
     let source = rig("no-p2p");
     source.poke(0, &noise(3 * GRANULE as u64));
     source.poke(9 * GRANULE, &noise(GRANULE as u64));
-    let read = super::read(&mut *source.open(StopCopy), 1 << 20).unwrap();
+    let read = read(&mut *source.open(StopCopy), 1 << 20).unwrap();
     source.go(Running).unwrap();
 
     let mut stream = source.open(StopCopy);
