@@ -139,10 +139,10 @@ impl Client {
         lock(&self.connection)
     }
 
-    /// Where migration goes; opened at the first call, and again if it broke.
+    /// Where migration goes; opened at the first call.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Error> {
         let mut link = lock(&self.link);
-        if let Some(link) = link.as_ref().filter(|link| !link.is_broken()) {
+        if let Some(link) = link.as_ref() {
             return Ok(Arc::clone(link));
         }
         let main = Arc::clone(&self.connection);

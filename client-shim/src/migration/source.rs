@@ -40,6 +40,8 @@ pub(super) enum Source {
 
 #[derive(Debug)]
 pub(super) struct Messages {
+    /// Over the channel.
+    apart: bool,
     buffer: Vec<u8>,
     /// The last chunk was short: there is no more.
     short: bool,
@@ -47,6 +49,8 @@ pub(super) struct Messages {
 
 #[derive(Debug)]
 pub(super) struct Shared {
+    /// Over the channel.
+    apart: bool,
     memory: Arc<SharedMemory>,
     /// The slot of the oldest read under way, counted without end.
     first: usize,
@@ -64,18 +68,21 @@ pub(super) struct Shared {
 
 impl Source {
     pub(super) fn new(link: &Link) -> Result<Self, Error> {
+        let apart = link.is_apart();
         Ok(match link.memory()? {
             Some(memory) => Self::Shared(Shared {
+                apart,
                 memory,
                 first: 0,
                 ahead: 0,
                 before: 0,
                 expected: 0,
                 // On the main socket a read ahead would make an access of the guest wait for it.
-                depth: if link.is_apart() { SLOTS - 1 } else { 1 },
+                depth: if apart { SLOTS - 1 } else { 1 },
                 draining: false,
             }),
             None => Self::Messages(Messages {
+                apart,
                 buffer: vec![0; link.transfer_size.min(CHUNK)],
                 short: false,
             }),
@@ -143,7 +150,7 @@ impl Messages {
         let parts = [request.as_bytes()];
         // Copied out, so that the socket is free for the guest's accesses while the chunk is passed on.
         let length = link
-            .connection()
+            .data(self.apart)
             .call(Command::MigDataRead, &parts, &[], |body, _| {
                 let mut reader = Reader::new(body);
                 let reply: MigData = reader.take("mig_data")?;
@@ -210,7 +217,7 @@ impl Shared {
                 offset: self.memory.offset(self.first + self.ahead),
                 size: to_u64(CHUNK),
             };
-            link.connection()
+            link.data(self.apart)
                 .send_ahead(Command::MigShmRead, &[request.as_bytes()])?;
             self.ahead += 1;
         }
@@ -223,7 +230,7 @@ impl Shared {
         self.first += 1;
         self.ahead -= 1;
         self.before = self.before.saturating_sub(1);
-        link.connection().next_reply(|body| {
+        link.data(self.apart).next_reply(|body| {
             let reply: ShmTransfer = Reader::new(body).take("mig_shm_read")?;
             if reply.offset != offset {
                 return Err(bad("mig_shm_read.offset", reply.offset));

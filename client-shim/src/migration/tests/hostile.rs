@@ -2,13 +2,16 @@
 //! Servers that answer migration with what nobody can want: nothing panics, hangs, grows or is believed.
 
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread;
 
 use proptest::prelude::*;
+use rustix::thread::gettid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::protocol::extension::migration as wire;
+use crate::protocol::feature::{MIG_DEVICE_STATE, SET};
 use crate::protocol::version::{Capabilities, Extension};
 use crate::protocol::{Command, extension};
 use crate::testing::{Message, Peer, word};
@@ -37,39 +40,37 @@ fn scripted(
             ..Capabilities::default()
         };
         peer.negotiate(&capabilities, &[]);
-        answer_all(peer, script);
+        answer_all(peer, &Mutex::new(script));
     });
     (client.unwrap(), server)
 }
 
 fn answer_all(
     peer: &mut Peer,
-    mut script: impl FnMut(Command, &Message) -> Result<Vec<u8>, u32> + Send + 'static,
+    script: &Mutex<impl FnMut(Command, &Message) -> Result<Vec<u8>, u32> + Send>,
 ) {
-    while let Some(mut request) = peer.next() {
-        let command = Command::try_from(request.header.command).unwrap();
-        if command == Command::MigChannel {
-            let end = UnixStream::from(request.fds.pop().unwrap());
-            peer.reply(&request, &[], &[]);
-            // Nothing but a reset comes on the main socket from here on.
-            let channel = thread::spawn(move || answer_all(&mut Peer::new(end), script));
-            while let Some(request) = peer.next() {
+    thread::scope(|scope| {
+        while let Some(mut request) = peer.next() {
+            let command = Command::try_from(request.header.command).unwrap();
+            if command == Command::MigChannel {
+                let end = UnixStream::from(request.fds.pop().unwrap());
                 peer.reply(&request, &[], &[]);
+                scope.spawn(|| answer_all(&mut Peer::new(end), script));
+                continue;
             }
-            channel.join().unwrap();
-            return;
+            let answer = script.lock().unwrap()(command, &request);
+            // The client may have hung up on what it got.
+            let _ = match answer {
+                Ok(body) => {
+                    let header = request.header.reply(body.len());
+                    peer.sender.send(&header, &[&body], &[])
+                }
+                Err(errno) => peer
+                    .sender
+                    .send(&request.header.error_reply(errno), &[], &[]),
+            };
         }
-        // The client may have hung up on what it got.
-        let _ = match script(command, &request) {
-            Ok(body) => {
-                let header = request.header.reply(body.len());
-                peer.sender.send(&header, &[&body], &[])
-            }
-            Err(errno) => peer
-                .sender
-                .send(&request.header.error_reply(errno), &[], &[]),
-        };
-    }
+    });
 }
 
 /// Features and states as of a device that has them, so that the interesting part is reached.
@@ -167,6 +168,108 @@ fn data_by_message_that_was_not_asked_for_is_refused() {
         drop((saver, client, migration));
         server.join().unwrap();
     }
+}
+
+/// A channel on which nothing more can be said: the main socket leads back, and takes the next transfer.
+#[test]
+fn a_broken_channel_does_not_strand_the_source() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let (client, server) = scripted(shared(), move |command, request| {
+        let mut body = request.body.clone();
+        Ok(match command {
+            Command::DeviceFeature => {
+                let flags = word(&body, 4);
+                if flags == SET | MIG_DEVICE_STATE {
+                    log.lock().unwrap().push(word(&body, 8));
+                }
+                sane(request)
+            }
+            Command::MigShmRead => {
+                // The offset.
+                body[8] = 1;
+                body
+            }
+            Command::MigDataRead => [8, 0].as_bytes().to_vec(),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    let error = saver.chunk().unwrap_err();
+    assert!(matches!(error, Error::Reply { .. }), "{error:?}");
+    // What it had of the stream is lost, so it does not go on elsewhere.
+    let error = saver.chunk().unwrap_err();
+    assert!(matches!(error, Error::Disconnected), "{error:?}");
+    saver.cancel().unwrap();
+    let states = |states: &[State]| {
+        states
+            .iter()
+            .map(|state| u32::from(*state))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        *seen.lock().unwrap(),
+        states(&[State::StopCopy, State::Running])
+    );
+
+    let mut saver = migration.save(false).unwrap();
+    let second = client.migration().unwrap().unwrap();
+    assert!(matches!(second.save(false), Err(Error::InvalidArgument(_))));
+    saver.switch_over().unwrap();
+    assert_eq!(saver.iterate(&mut Vec::new()).unwrap(), Progress::End);
+    saver.finish().unwrap();
+    let mut loader = migration.load().unwrap();
+    loader.load(&[1; 3]).unwrap();
+    loader.finish(true).unwrap();
+    drop((second, client, migration));
+    server.join().unwrap();
+}
+
+/// Threads that wait for a server that does not answer are all released.
+#[test]
+fn a_mute_channel_does_not_keep_anybody_from_disconnecting() {
+    let (asked, wait) = mpsc::channel();
+    // Dropped at the end: only then are reads answered.
+    let (hold, held) = mpsc::channel::<()>();
+    let (client, server) = scripted(shared(), move |command, request| {
+        if command == Command::MigShmRead {
+            asked.send(()).unwrap();
+            let _ = held.recv();
+        }
+        Ok(match command {
+            Command::DeviceFeature => sane(request),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    thread::scope(|scope| {
+        let saving = scope.spawn(|| saver.chunk().map(drop));
+        wait.recv().unwrap();
+        let (started, id) = mpsc::channel();
+        let asking = scope.spawn({
+            let client = &client;
+            move || {
+                started.send(gettid()).unwrap();
+                client.migration().map(drop)
+            }
+        });
+        let stat = format!(
+            "/proc/self/task/{}/stat",
+            id.recv().unwrap().as_raw_nonzero()
+        );
+        while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+            thread::yield_now();
+        }
+        client.disconnect();
+        assert!(matches!(saving.join().unwrap(), Err(Error::Disconnected)));
+        assert!(matches!(asking.join().unwrap(), Err(Error::Disconnected)));
+    });
+    drop((hold, saver, client, migration));
+    server.join().unwrap();
 }
 
 /// The caller is asked after each chunk, and can leave.
