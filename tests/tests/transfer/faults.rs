@@ -67,8 +67,10 @@ fn migrate(from: &Vm<'_>, to: &Vm<'_>) -> Result<(Saver, Loader), Failed> {
             Progress::Idle => {
                 passes += 1;
                 saver.pending(true).map_err(Failed::From)?;
-                let ready = loader.ready().map_err(Failed::To)?;
-                // What dirties itself never has nothing.
+                // Without pre-copy nothing was sent that could be acknowledged.
+                let sent = from.migration.support().pre_copy;
+                let ready = !sent || loader.ready().map_err(Failed::To)?;
+                // Sizes that move may never say that the initial data is over.
                 if passes == 5 || (passes > 1 && ready) {
                     saver.switch_over().map_err(Failed::From)?;
                 }

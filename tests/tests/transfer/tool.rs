@@ -203,8 +203,23 @@ fn what_cannot_be_is_said_in_one_line_and_the_source_runs_on() {
     other.wait_until_left(1);
     let output = ctl(&base);
     assert_eq!(code(&output), Some(0), "{output:?}");
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["expected_downtime_ms"], Value::Null, "{object:#}");
 
     with(&source, |vm| vm.check(43, LENGTH));
+}
+
+/// There is nothing to acknowledge before the switch-over, whatever the destination could.
+#[test]
+fn a_source_without_pre_copy_reaches_a_destination_with_it() {
+    let (source, destination) = (start(&["faults=no-precopy"]), start(&[]));
+    with(&source, |vm| vm.fill(48, LENGTH));
+    source.wait_until_left(1);
+    let (from, to) = (source.socket(), destination.socket());
+    let output = ctl(&["migrate", "--from", text(&from), "--to", text(&to)]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    destination.wait_until_left(1);
+    with(&destination, |vm| vm.check(48, LENGTH));
 }
 
 #[test]

@@ -42,11 +42,6 @@ pub fn run(options: &Migrate) -> ExitCode {
     let (code, line) = match end {
         End::Done => (0, None),
         End::Stalled(needs) => (STALLED, Some(transfer::explain(&needs, &plan))),
-        End::Unpredictable => {
-            let line = "The device does not say how much a stop-copy takes, so no --downtime-limit can be \
-                        kept; without one it migrates. The source runs on";
-            (STALLED, Some(line.to_owned()))
-        }
         End::Interrupted => {
             let line = "Interrupted: the source runs on, the destination is reset";
             (INTERRUPTED, Some(line.to_owned()))

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vfio_user_client::Client;
-use vfio_user_client::migration::{Convergence, Decision, Progress, Saver};
+use vfio_user_client::migration::{Progress, Saver};
 
 use crate::args::{Load, Save};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::migrate::{attach, migration};
 use crate::report::{Failure, chain, json as print_json, milliseconds, print};
+use crate::transfer::convergence::{Convergence, Decision};
 use crate::transfer::watch::Watch;
 use crate::units::{size, time};
 
@@ -172,7 +173,7 @@ fn save_to(options: &Save, stream: &mut Stream) -> Result<End, Failure> {
 impl Stream {
     /// Passes while the device runs, until the rest is little or does not get less.
     fn converge(&mut self, saver: &mut Saver, sink: &mut OwnedFd) -> Result<(), Failure> {
-        let mut convergence = Convergence::new(LIMIT, None);
+        let mut convergence = Convergence::new(LIMIT, None, false);
         while !self.interrupt.is_asked() {
             let start = Instant::now();
             let before = self.moved;
