@@ -204,18 +204,18 @@ impl Saver {
     }
 
     /// Ends a transfer that was read to its end: the device is in STOP, and may be started again by
-    /// [`super::Migration::set_state`] should the destination fail.
+    /// [`super::Migration::set_state`] should the destination fail. To be called once the destination runs, so a
+    /// failure never starts the source again.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] before [`Progress::End`] (the transfer is then cancelled), [`Error::Peer`], and
-    /// what a lost connection gives.
+    /// [`Error::InvalidArgument`] before [`Progress::End`] (the transfer is then cancelled), [`Error::Peer`] (the
+    /// device stands still, in STOP_COPY or ERROR), and what a lost connection gives.
     pub fn finish(mut self) -> Result<(), Error> {
         if self.phase != Phase::Complete {
             return Err(Error::InvalidArgument("The stream has not ended"));
         }
-        self.link.set_state(MigrationState::Stop)?;
         self.phase = Phase::Over;
-        Ok(())
+        self.link.set_state(MigrationState::Stop)
     }
 
     /// Gives up, at any point: the device goes on as it did before.

@@ -174,11 +174,16 @@ impl Messages {
 impl Shared {
     fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
         loop {
+            if self.draining && stopped {
+                // Reads behind the end of the stream: whatever the server says to them.
+                self.drain(link)?;
+                return Ok(Step::End);
+            }
             if !self.draining {
                 self.top_up(link, stopped)?;
             } else if self.ahead == 0 {
                 self.draining = false;
-                return Ok(if stopped { Step::End } else { Step::Idle });
+                return Ok(Step::Idle);
             }
             let was_running = self.before > 0 || !stopped;
             let (length, flags) = self.collect(link)?;
@@ -196,10 +201,6 @@ impl Shared {
             if length > 0 {
                 self.expected = self.expected.saturating_sub(to_u64(length));
                 return Ok(Step::Data(length));
-            }
-            if self.draining && stopped {
-                // Reads behind the end of the stream: whatever the server says to them.
-                self.drain(link)?;
             }
         }
     }

@@ -272,6 +272,63 @@ fn a_mute_channel_does_not_keep_anybody_from_disconnecting() {
     server.join().unwrap();
 }
 
+/// The last piece says that it is the last; reads that were sent ahead of knowing it may well be refused.
+#[test]
+fn nothing_behind_the_end_of_a_stream_counts() {
+    let mut reads = 0;
+    let (client, server) = scripted(shared(), move |command, request| {
+        Ok(match command {
+            Command::DeviceFeature => sane(request),
+            Command::MigShmRead if reads == 0 => {
+                reads += 1;
+                let mut transfer = wire::ShmTransfer::read_from_bytes(&request.body).unwrap();
+                transfer.flags = wire::SHM_END_OF_STREAM;
+                transfer.as_bytes().to_vec()
+            }
+            Command::MigShmRead => return Err(22),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    let mut sink = Vec::new();
+    assert_eq!(saver.iterate(&mut sink).unwrap(), Progress::Data(1 << 20));
+    assert_eq!(saver.iterate(&mut sink).unwrap(), Progress::End);
+    saver.finish().unwrap();
+    drop((client, migration));
+    server.join().unwrap();
+}
+
+/// The destination runs by then: whatever becomes of the source, it does not.
+#[test]
+fn a_source_that_cannot_be_finished_is_not_started_again() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+        if command == Command::DeviceFeature && word(&request.body, 4) == SET | MIG_DEVICE_STATE {
+            let state = State::try_from(word(&request.body, 8)).unwrap();
+            log.lock().unwrap().push(state);
+            if state == State::Stop {
+                return Err(5);
+            }
+        }
+        Ok(match command {
+            Command::DeviceFeature => sane(request),
+            Command::MigDataRead => [8, 0].as_bytes().to_vec(),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    assert_eq!(saver.iterate(&mut Vec::new()).unwrap(), Progress::End);
+    assert!(matches!(saver.finish(), Err(Error::Peer { errno: 5, .. })));
+    assert_eq!(*seen.lock().unwrap(), [State::StopCopy, State::Stop]);
+    drop((client, migration));
+    server.join().unwrap();
+}
+
 /// The caller is asked after each chunk, and can leave.
 #[test]
 fn a_stream_without_end_can_be_left() {
