@@ -32,8 +32,9 @@ pub struct Options {
     pub max_dma_maps: u32,
     /// OR of the page sizes of DMA maps, in bytes.
     pub pgsizes: u64,
-    /// Longest wait for a reply, and for room to send; then the connection is over. `None` (the default)
-    /// waits for ever, as a reset may take its time.
+    /// Longest wait to be let in, for a reply (if its beginning is there by then, as long again for more of it), and
+    /// for room to send; then the connection is over. `None` (the default) waits for ever, as a reset may take its
+    /// time.
     pub timeout: Option<Duration>,
     /// Serves what the server asks; with it the twin socket is offered.
     pub callbacks: Option<Arc<dyn Callbacks>>,

@@ -65,7 +65,7 @@ impl Link {
             lock(&main).call(Command::MigChannel, &parts, &fds, |body, _| {
                 expect_empty(body)
             })?;
-            let mut channel = Connection::new(transport::split(ours, max_message));
+            let mut channel = Connection::new(transport::split(ours, max_message), timeout);
             channel.set_explain(negotiated.explain);
             Some(channel)
         } else {
