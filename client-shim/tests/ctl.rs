@@ -137,6 +137,19 @@ fn a_failure_names_its_cause_in_one_line_and_exits_with_1() {
             ],
             "/nonexistent/s: No such file or directory",
         ),
+        // Before anything is attached to.
+        (
+            &[
+                "migrate",
+                "--from",
+                "/nonexistent/s",
+                "--to",
+                "/nonexistent/t",
+                "--report",
+                "/nonexistent/r",
+            ],
+            "Cannot write /nonexistent/r",
+        ),
         (
             &["save", "/nonexistent/s"],
             "/nonexistent/s: No such file or directory",
@@ -158,9 +171,11 @@ fn a_failure_names_its_cause_in_one_line_and_exits_with_1() {
 }
 
 #[test]
-fn a_failed_save_and_load_are_told_in_json_too() {
+fn a_failure_is_told_in_json_too() {
     for (arguments, on_stdout) in [
-        (&["load", "--json", "/nonexistent/s", "/dev/null"][..], true),
+        (&["info", "--json", "/nonexistent/s"][..], true),
+        (&["bench", "--json", "/nonexistent/s"], true),
+        (&["load", "--json", "/nonexistent/s", "/dev/null"], true),
         (
             &["save", "--json", "/nonexistent/s", "-o", "/dev/null"],
             true,

@@ -353,6 +353,59 @@ fn an_interrupted_migration_leaves_the_source_running() {
     });
 }
 
+/// The destination runs: that the source cannot be put to rest as it should is no failure of the migration.
+#[test]
+fn a_source_that_does_not_stop_in_the_end_is_warned_of() {
+    let (source, destination) = (start(&["faults=state-error=stop"]), start(&[]));
+    with(&source, |vm| vm.fill(50, LENGTH));
+    source.wait_until_left(1);
+    let (from, to) = (source.socket(), destination.socket());
+    let output = ctl(&[
+        "migrate",
+        "--json",
+        "--from",
+        text(&from),
+        "--to",
+        text(&to),
+    ]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let said = line(&output);
+    assert!(
+        said.contains("Source: ") && said.contains("stands still"),
+        "{said}"
+    );
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["ok"], true);
+    destination.wait_until_left(1);
+    with(&destination, |vm| vm.check(50, LENGTH));
+}
+
+/// There is a warning to write, and nobody to read it.
+#[test]
+fn whoever_closes_stderr_loses_nothing_else() {
+    let (source, destination) = (start(&[]), Backend::start_model(&["vram=4M"]));
+    let (from, to) = (source.socket(), destination.socket());
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(binaries::ctl())
+        .args([
+            "migrate",
+            "--json",
+            "--from",
+            text(&from),
+            "--to",
+            text(&to),
+        ])
+        .stdout(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .and_then(|child| child.wait_with_output())
+        .expect("vfio-user-ctl runs");
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["ok"], true);
+}
+
 #[test]
 fn info_tells_what_migrates() {
     let source = start(&["faults=state-size=1G"]);

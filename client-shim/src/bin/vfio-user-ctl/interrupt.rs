@@ -4,12 +4,17 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// The exit code of a program that was interrupted, as shells count it.
 pub const INTERRUPTED: u8 = 128 + 2;
+
+/// How often a wait looks whether it is to end: a signal that comes just before it does not end it.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Whether the user wants it to end.
 #[derive(Clone, Debug, Default)]
@@ -30,5 +35,14 @@ impl Interrupt {
 
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps so long, or until it is asked.
+    pub fn sleep(&self, mut time: Duration) {
+        while !self.is_asked() && time > Duration::ZERO {
+            let part = time.min(LOOK);
+            thread::sleep(part);
+            time -= part;
+        }
     }
 }

@@ -9,13 +9,12 @@ pub mod picture;
 pub mod timeline;
 pub mod watch;
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use vfio_user_client::migration::{Chunk, Loader, Migration, Pending, Saver};
 
 use crate::interrupt::Interrupt;
-use crate::report::Failure;
+use crate::report::{Failure, chain, complain};
 use crate::units::{milliseconds_up, rate, size, time};
 use convergence::{Convergence, Decision, Needs};
 use pace::Pace;
@@ -106,7 +105,8 @@ enum Stretch {
     Interrupted,
 }
 
-/// Migrates. A failure of any kind leaves the source running and the destination reset.
+/// Migrates. A failure of any kind leaves the source running and the destination reset; once the destination runs
+/// there is none.
 pub fn run(
     from: &Migration,
     to: &Migration,
@@ -183,7 +183,7 @@ impl Transfer<'_> {
                 Decision::GoOn => guest.pass_ended(self.timeline.passes.len(), &pass),
             }
             if bytes == 0 && pre_copy {
-                thread::sleep(REST);
+                self.plan.interrupt.sleep(REST);
             }
         }
     }
@@ -207,7 +207,10 @@ impl Transfer<'_> {
         self.timeline.downtime = Some(start.elapsed());
         self.timeline.ended = Some(self.timeline.now());
         self.timeline.sample(0, Some(Duration::ZERO));
-        self.saver.finish().map_err(source)?;
+        if let Err(error) = self.saver.finish() {
+            // It does not run, and the destination does: that is what was asked for.
+            complain(&format!("{}; it stands still", chain(&source(error))));
+        }
         Ok(End::Done)
     }
 
@@ -229,7 +232,7 @@ impl Transfer<'_> {
             self.timeline.moved += length;
             moved = moved.saturating_add(length);
             if let Some(pace) = &mut self.pace {
-                thread::sleep(pace.send(length, Instant::now()));
+                self.plan.interrupt.sleep(pace.send(length, Instant::now()));
             }
             if self.timeline.is_due() {
                 let pending = self.saver.pending(false).map_err(source)?;
