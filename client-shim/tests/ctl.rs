@@ -2,6 +2,7 @@
 //! The tool as people call it, without a backend: help, refusals, exit codes.
 #![cfg(feature = "ctl")]
 
+use std::fs;
 use std::process::{Command, Output};
 
 fn ctl(arguments: &[&str]) -> Output {
@@ -193,6 +194,21 @@ fn a_failure_is_told_in_json_too() {
         assert_eq!(object["ok"], false);
         assert!(object["error"].as_str().unwrap().contains("/nonexistent/s"));
     }
+}
+
+#[test]
+fn a_snapshot_is_not_lost_to_a_save_that_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("snapshot"), folder.path().join("link"));
+    fs::write(&file, b"kept").unwrap();
+    std::os::unix::fs::symlink("snapshot", &link).unwrap();
+    for path in [&file, &link] {
+        let output = ctl(&["save", "/nonexistent/s", "-o", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
+    }
+    let left = fs::read_dir(folder.path()).unwrap();
+    assert_eq!(left.count(), 2, "nothing beside it");
 }
 
 #[test]

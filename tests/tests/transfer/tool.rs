@@ -5,6 +5,9 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::io::ioctl_fionread;
+use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::Signal;
 use serde_json::Value;
 use system_tests::backend::Backend;
@@ -351,6 +354,84 @@ fn an_interrupted_migration_leaves_the_source_running() {
         vm.fill(47, LENGTH);
         vm.check(47, LENGTH);
     });
+}
+
+/// One signal is enough, also while the tool waits for the link, for its stdin, or for whoever reads its stream.
+#[test]
+fn a_wait_ends_with_the_first_signal() {
+    let (source, destination) = (start(&[]), start(&[]));
+    with(&source, |vm| vm.fill(51, LENGTH));
+    source.wait_until_left(1);
+    let (from, to) = (source.socket(), destination.socket());
+    let mut command = Command::new(binaries::ctl());
+    // Each chunk takes longer than any test.
+    command
+        .args(["migrate", "--from", text(&from), "--to", text(&to)])
+        .args(["--bandwidth", "1K"]);
+    let mut migrate = Process::spawn("vfio-user-ctl", command);
+    source.wait_for_log("Client attached", 2);
+    destination.wait_for_log("Client attached", 1);
+    let status = migrate.end_by(Signal::TERM);
+    assert_eq!(status.code(), Some(130), "{}", migrate.report());
+    source.wait_until_left(2);
+    destination.wait_until_left(1);
+
+    let mut command = Command::new(binaries::ctl());
+    command.args(["load", text(&to)]);
+    // Its stdin stays open, and gives nothing.
+    let mut load = Process::spawn("vfio-user-ctl", command);
+    destination.wait_for_log("Client attached", 2);
+    let status = load.end_by(Signal::TERM);
+    assert_eq!(status.code(), Some(130), "{}", load.report());
+
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).expect("a FIFO");
+    let mut command = Command::new(binaries::ctl());
+    command.args(["save", text(&from), "-o", text(&fifo)]);
+    let mut save = Process::spawn("vfio-user-ctl", command);
+    let reader = fs::File::open(&fifo).expect("its other end");
+    let room = fcntl_getpipe_size(&reader).expect("a pipe");
+    while ioctl_fionread(&reader).expect("a pipe") < room as u64 {
+        assert!(!save.has_ended(), "{}", save.report());
+        std::thread::yield_now();
+    }
+    let status = save.end_by(Signal::TERM);
+    assert_eq!(status.code(), Some(130), "{}", save.report());
+    source.wait_until_left(3);
+    with(&source, |vm| vm.check(51, LENGTH));
+}
+
+#[test]
+fn a_snapshot_is_replaced_by_a_whole_one_only() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let file = folder.path().join("snapshot");
+    fs::write(&file, b"kept").expect("a file");
+    let broken = start(&["faults=read-error@1M"]);
+    with(&broken, |vm| vm.fill(48, LENGTH));
+    broken.wait_until_left(1);
+    let output = ctl(&["save", text(&broken.socket()), "-o", text(&file)]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    assert_eq!(fs::read(&file).expect("a file"), b"kept");
+
+    // The device does not go on; its stream is whole all the same.
+    let stands = start(&["faults=state-error=running"]);
+    with(&stands, |vm| vm.fill(49, LENGTH));
+    stands.wait_until_left(1);
+    let output = ctl(&["save", text(&stands.socket()), "-o", text(&file)]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    let said = line(&output);
+    assert!(
+        said.contains("Stream complete, device not resumed: "),
+        "{said}"
+    );
+    let other = start(&[]);
+    let output = ctl(&["load", text(&other.socket()), text(&file)]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    other.wait_until_left(1);
+    with(&other, |vm| vm.check(49, LENGTH));
+    let left = fs::read_dir(folder.path()).expect("the folder");
+    assert_eq!(left.count(), 1, "nothing beside it");
 }
 
 /// The destination runs: that the source cannot be put to rest as it should is no failure of the migration.

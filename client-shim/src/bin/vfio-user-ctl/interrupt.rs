@@ -2,10 +2,14 @@
 //! Ctrl-C: the first one is asked for at the next good moment, the second one ends the program at once.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -44,5 +48,19 @@ impl Interrupt {
             thread::sleep(part);
             time -= part;
         }
+    }
+
+    /// Waits until a pipe, socket or file can be read or written: false once it is asked instead.
+    pub fn wait_for(&self, fd: &impl AsFd, what: PollFlags) -> io::Result<bool> {
+        let time = Timespec::try_from(LOOK).map_err(io::Error::other)?;
+        while !self.is_asked() {
+            match poll(&mut [PollFd::new(fd, what)], Some(&time)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                // An error or a hang-up is for the read or write to say.
+                Ok(_) => return Ok(true),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
     }
 }

@@ -6,11 +6,13 @@
 //! | `args` | the command line |
 //! | `info` | `info`: gathers, prints; `pci` decodes config space |
 //! | `migrate` | `migrate`: from one backend to another; `transfer` does it, paces it, draws it |
-//! | `snapshot` | `save`, `load`: the stream to and from files and pipes |
+//! | `snapshot` | `save`, `load`: the stream to and from files and pipes, which are in `stream` |
 //! | `demo` | `demo`: drives the model GPU as a guest's driver would |
 //! | `bench` | `bench`: round trips |
 //! | `report`, `units` | errors and output; sizes, rates and times as people write them |
 //! | `interrupt` | Ctrl-C |
+
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
 mod bench;
@@ -21,6 +23,7 @@ mod migrate;
 mod pci;
 mod report;
 mod snapshot;
+mod stream;
 mod transfer;
 mod units;
 
