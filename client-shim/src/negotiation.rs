@@ -48,7 +48,8 @@ pub struct Options {
     pub migration: MigrationFeatures,
 }
 
-/// What goes beyond the specification in migration; offered, then granted.
+/// What goes beyond the specification in migration; offered, then granted. The default is what the specification has, and
+/// no more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MigrationFeatures {
     /// `precopy_info`: how much of pre-copy is left.
@@ -64,14 +65,6 @@ pub struct MigrationFeatures {
 }
 
 impl MigrationFeatures {
-    /// What the specification has, and no more.
-    pub const NONE: Self = Self {
-        precopy_info: false,
-        pending: false,
-        channel: false,
-        shared_memory: false,
-        p2p: false,
-    };
     /// Everything.
     pub const ALL: Self = Self {
         precopy_info: true,
@@ -106,7 +99,7 @@ impl Default for Options {
             irq_routes: false,
             describe: false,
             explain: false,
-            migration: MigrationFeatures::NONE,
+            migration: MigrationFeatures::default(),
         }
     }
 }
@@ -340,7 +333,7 @@ mod tests {
             twin_socket: false,
             irq_routes: false,
             explain: false,
-            migration: MigrationFeatures::NONE,
+            migration: MigrationFeatures::default(),
             device: BTreeMap::new(),
         };
         assert_eq!(negotiated("{}"), expected);
@@ -359,7 +352,7 @@ mod tests {
         let expected = MigrationFeatures {
             channel: true,
             pending: true,
-            ..MigrationFeatures::NONE
+            ..MigrationFeatures::default()
         };
         assert_eq!(client.negotiated().migration, expected);
         assert!(client.negotiated().explain);

@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::link::Link;
 use super::memory::{CHUNK, SLOTS, SharedMemory, to_u64};
+use super::saver::Progress;
 use crate::Error;
 use crate::client::expect_length;
 use crate::info::size_u32;
@@ -19,17 +20,6 @@ use crate::protocol::codec::Reader;
 use crate::protocol::extension::migration::{SHM_END_OF_PRECOPY, SHM_END_OF_STREAM, ShmTransfer};
 use crate::protocol::migration::MigData;
 use crate::protocol::{Command, DecodeError};
-
-/// What the next piece of the stream is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// So many bytes, never 0.
-    Data(usize),
-    /// Nothing for now.
-    Idle,
-    /// Nothing more.
-    End,
-}
 
 /// Where chunks come from.
 #[derive(Debug)]
@@ -90,14 +80,14 @@ impl Source {
     }
 
     /// Reads on. `stopped`: the device is in STOP_COPY, where the stream has an end.
-    pub(super) fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
+    pub(super) fn next(&mut self, link: &Link, stopped: bool) -> Result<Progress, Error> {
         match self {
             Self::Messages(messages) => messages.next(link, stopped),
             Self::Shared(shared) => shared.next(link, stopped),
         }
     }
 
-    /// The bytes of the last [`Step::Data`].
+    /// The bytes of the last [`Progress::Data`].
     pub(super) fn data(&mut self, length: usize) -> Result<VolatileSlice<'_>, Error> {
         match self {
             Self::Messages(messages) => {
@@ -137,8 +127,12 @@ impl Source {
 }
 
 impl Messages {
-    fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
-        let nothing = if stopped { Step::End } else { Step::Idle };
+    fn next(&mut self, link: &Link, stopped: bool) -> Result<Progress, Error> {
+        let nothing = if stopped {
+            Progress::End
+        } else {
+            Progress::Idle
+        };
         if std::mem::take(&mut self.short) {
             return Ok(nothing);
         }
@@ -167,23 +161,23 @@ impl Messages {
             return Ok(nothing);
         }
         self.short = length < self.buffer.len();
-        Ok(Step::Data(length))
+        Ok(Progress::Data(length))
     }
 }
 
 impl Shared {
-    fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
+    fn next(&mut self, link: &Link, stopped: bool) -> Result<Progress, Error> {
         loop {
             if self.draining && stopped {
                 // Reads behind the end of the stream: whatever the server says to them.
                 self.drain(link)?;
-                return Ok(Step::End);
+                return Ok(Progress::End);
             }
             if !self.draining {
                 self.top_up(link, stopped)?;
             } else if self.ahead == 0 {
                 self.draining = false;
-                return Ok(Step::Idle);
+                return Ok(Progress::Idle);
             }
             let was_running = self.before > 0 || !stopped;
             let (length, flags) = self.collect(link)?;
@@ -200,7 +194,7 @@ impl Shared {
             self.draining |= flags != 0 && was_running != stopped;
             if length > 0 {
                 self.expected = self.expected.saturating_sub(to_u64(length));
-                return Ok(Step::Data(length));
+                return Ok(Progress::Data(length));
             }
         }
     }

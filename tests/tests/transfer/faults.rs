@@ -136,7 +136,7 @@ fn outcome(fault: &str, expected: Outcome, features: MigrationFeatures) -> Outco
 #[test]
 fn every_fault_comes_out_as_it_should() {
     let ways = [
-        ("base", MigrationFeatures::NONE),
+        ("base", MigrationFeatures::default()),
         ("extensions", MigrationFeatures::ALL),
     ];
     let mut table = format!(

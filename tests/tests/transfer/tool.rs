@@ -30,7 +30,7 @@ fn with<R>(backend: &Backend, act: impl FnOnce(&mut Vm<'_>) -> R) -> R {
     let mut clients = 0;
     // The one before may just be leaving.
     let client = loop {
-        match Client::connect(backend.socket(), options(MigrationFeatures::NONE)) {
+        match Client::connect(backend.socket(), options(MigrationFeatures::default())) {
             Ok(client) => break client,
             Err(error) if clients < 1000 => {
                 clients += 1;

@@ -212,7 +212,7 @@ impl Target {
             migration: MigrationFeatures {
                 pending: true,
                 p2p: true,
-                ..MigrationFeatures::NONE
+                ..MigrationFeatures::default()
             },
             ..Options::default()
         };

@@ -209,7 +209,7 @@ impl Move {
     fn pass(&mut self, saver: &mut Saver, sink: &mut Stream) -> Result<(), Failure> {
         while !self.interrupt.is_asked() {
             match saver.iterate(sink)? {
-                Progress::Data(bytes) => self.moved += bytes,
+                Progress::Data(bytes) => self.moved += u64::try_from(bytes)?,
                 Progress::Idle | Progress::End => break,
             }
             if let Watch::Bar(_) = self.watch {

@@ -88,7 +88,7 @@ fn shared() -> MigrationFeatures {
     MigrationFeatures {
         channel: true,
         shared_memory: true,
-        ..MigrationFeatures::NONE
+        ..MigrationFeatures::default()
     }
 }
 
@@ -151,7 +151,7 @@ fn data_by_message_that_was_not_asked_for_is_refused() {
         ((1 << 20) + 1, (1 << 20) + 1),
         (0, 1),
     ] {
-        let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+        let (client, server) = scripted(MigrationFeatures::default(), move |command, request| {
             Ok(match command {
                 Command::DeviceFeature => sane(request),
                 Command::MigDataRead => [[8, said].as_bytes(), &vec![1; sent][..]].concat(),
@@ -305,7 +305,7 @@ fn nothing_behind_the_end_of_a_stream_counts() {
 fn a_source_that_cannot_be_finished_is_not_started_again() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);
-    let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+    let (client, server) = scripted(MigrationFeatures::default(), move |command, request| {
         if command == Command::DeviceFeature && word(&request.body, 4) == SET | MIG_DEVICE_STATE {
             let state = State::try_from(word(&request.body, 8)).unwrap();
             log.lock().unwrap().push(state);
@@ -332,7 +332,7 @@ fn a_source_that_cannot_be_finished_is_not_started_again() {
 /// The caller is asked after each chunk, and can leave.
 #[test]
 fn a_stream_without_end_can_be_left() {
-    for features in [MigrationFeatures::NONE, shared()] {
+    for features in [MigrationFeatures::default(), shared()] {
         let (client, server) = scripted(features, |command, request| {
             Ok(match command {
                 Command::DeviceFeature => sane(request),
@@ -365,7 +365,7 @@ fn garbage_sizes_are_unknown() {
         (1 << 63, None),
         (u64::MAX, None),
     ] {
-        let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+        let (client, server) = scripted(MigrationFeatures::default(), move |command, request| {
             Ok(match command {
                 Command::DeviceFeature if word(&request.body, 4) & 0xffff == 9 => {
                     [&request.body[..8], size.as_bytes()].concat()
@@ -430,7 +430,7 @@ proptest! {
         honest in 0_usize..8,
         all in any::<bool>(),
     ) {
-        let features = if all { MigrationFeatures::ALL } else { MigrationFeatures::NONE };
+        let features = if all { MigrationFeatures::ALL } else { MigrationFeatures::default() };
         let mut answers = answers.into_iter().cycle();
         let mut seen = 0;
         let (client, server) = scripted(features, move |command, request| {
