@@ -125,3 +125,40 @@ impl Drop for NewFile {
         let _ = fs::remove_file(&self.temporary);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_when_the_stream_is_kept_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, b"old").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        symlink("file", &link).unwrap();
+        for keep in [false, true] {
+            let mut stream = Stream::create(&link, &Interrupt::default()).unwrap();
+            let mut data = *b"new";
+            stream
+                .write_all_volatile(&VolatileSlice::from(&mut data[..]))
+                .unwrap();
+            assert_eq!(fs::read(&file).unwrap(), b"old");
+            if keep {
+                stream.keep().unwrap();
+                assert_eq!(fs::read(&file).unwrap(), b"new");
+            } else {
+                drop(stream);
+                assert_eq!(fs::read(&file).unwrap(), b"old");
+            }
+            assert!(link.is_symlink());
+            let mode = fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        }
+    }
+}
