@@ -8,6 +8,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
 use crate::connection::Connection;
 use crate::migration::Link;
 use crate::negotiation::negotiate;
@@ -45,12 +49,16 @@ impl Client {
     /// Connects to the server listening at `path` and negotiates.
     ///
     /// # Errors
-    /// [`Error::Connect`], or as [`Self::from_stream`].
+    /// [`Error::Connect`], [`Error::TimedOut`], or as [`Self::from_stream`].
     pub fn connect(path: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
         let path = path.as_ref();
-        let stream = UnixStream::connect(path).map_err(|source| Error::Connect {
-            path: path.to_owned(),
-            source,
+        let stream = connect(path, options.timeout).map_err(|errno| match errno {
+            // The server has not taken the clients before this one.
+            Errno::AGAIN => Error::TimedOut,
+            errno => Error::Connect {
+                path: path.to_owned(),
+                source: errno.into(),
+            },
         })?;
         Self::from_stream(stream, options)
     }
@@ -66,7 +74,7 @@ impl Client {
         stream.set_write_timeout(options.timeout)?;
         let max_message = max_message(&options);
         let longest = max_message + REPLY_FIXED_PART;
-        let mut connection = Connection::new(transport::split(stream, longest));
+        let mut connection = Connection::new(transport::split(stream, longest), options.timeout);
         let (negotiated, twin_end) = negotiate(&mut connection, &options)?;
         connection.set_explain(negotiated.explain);
         let sender = connection.sender().clone();
@@ -139,16 +147,26 @@ impl Client {
         lock(&self.connection)
     }
 
-    /// Where migration goes; opened at the first call, and again if it broke.
+    /// Where migration goes; opened at the first call.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Error> {
         let mut link = lock(&self.link);
-        if let Some(link) = link.as_ref().filter(|link| !link.is_broken()) {
+        if let Some(link) = link.as_ref() {
             return Ok(Arc::clone(link));
         }
         let main = Arc::clone(&self.connection);
         let opened = Link::open(main, &self.negotiated, self.timeout, self.max_message)?;
         Ok(Arc::clone(link.insert(Arc::new(opened))))
     }
+}
+
+/// connect(2), which for a UNIX socket waits as long as a send may.
+fn connect(path: &Path, timeout: Option<Duration>) -> Result<UnixStream, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let kind = SocketType::STREAM;
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, timeout)?;
+    retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+    Ok(socket.into())
 }
 
 /// Takes a mutex of this crate: whatever panicked under one left the connection marked as broken.
@@ -193,12 +211,33 @@ pub(crate) fn expect_length(
 mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
+    use std::os::unix::net::UnixListener;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::protocol::Header;
     use crate::protocol::version::Capabilities;
+
+    /// A server that accepts nobody, and whose queue is full.
+    #[test]
+    fn a_server_that_takes_no_clients_is_not_waited_for_longer_than_the_timeout() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let options = || Options {
+            timeout: Some(Duration::from_millis(20)),
+            ..Options::default()
+        };
+        let timeout = options().timeout;
+        let mut queued = Vec::new();
+        while let Ok(stream) = connect(&path, timeout) {
+            queued.push(stream);
+        }
+        let error = Client::connect(&path, options()).unwrap_err();
+        assert!(matches!(error, Error::TimedOut), "{error:?}");
+    }
 
     type Call = fn(&Client);
 

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -18,7 +19,7 @@ use crate::protocol::codec::Reader;
 use crate::protocol::deframer::Frame;
 use crate::protocol::extension::migration::Query;
 use crate::protocol::header::{MessageType, NO_REPLY};
-use crate::protocol::transport::{Receiver, Sender};
+use crate::protocol::transport::{Receiver, Sender, is_past};
 use crate::protocol::{Command, DecodeError, Header};
 
 /// Longest explanation that is asked for, in bytes.
@@ -35,6 +36,8 @@ pub(crate) struct Connection {
     explain: bool,
     /// Requests sent ahead, in order.
     ahead: VecDeque<Ahead>,
+    /// How long a reply may take.
+    timeout: Option<Duration>,
 }
 
 /// A request whose reply nobody waits for yet.
@@ -47,7 +50,8 @@ struct Ahead {
 }
 
 impl Connection {
-    pub(crate) fn new((receiver, sender): (Receiver, Sender)) -> Self {
+    /// `timeout` is that of the socket, too.
+    pub(crate) fn new((receiver, sender): (Receiver, Sender), timeout: Option<Duration>) -> Self {
         Self {
             receiver,
             sender,
@@ -55,6 +59,7 @@ impl Connection {
             broken: false,
             explain: false,
             ahead: VecDeque::new(),
+            timeout,
         }
     }
 
@@ -219,8 +224,11 @@ impl Connection {
         request: &Header,
         read: impl FnOnce(&[u8], Vec<OwnedFd>) -> Result<T, DecodeError>,
     ) -> Result<T, Error> {
+        let deadline = self
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            let (header, body, fds) = match self.receiver.receive()? {
+            let (header, body, fds) = match self.receiver.receive_until(deadline)? {
                 None => return Err(Error::Disconnected),
                 Some(Frame::TooLong(header)) => {
                     return Err(Error::TooLong {
@@ -235,6 +243,10 @@ impl Connection {
                 if !header.wants_no_reply() {
                     let errno = Errno::NOTSUP.raw_os_error().unsigned_abs();
                     self.sender.send(&header.error_reply(errno), &[], &[])?;
+                }
+                // A server that keeps asking does not answer either.
+                if is_past(deadline) {
+                    return Err(Error::TimedOut);
                 }
                 continue;
             }
@@ -286,7 +298,6 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
     use std::thread;
-    use std::time::Duration;
 
     use zerocopy::IntoBytes;
 
@@ -463,6 +474,42 @@ mod tests {
         assert!(matches!(waiter.join().unwrap(), Err(Error::Disconnected)));
         poisoned(&client);
         server.join().unwrap();
+    }
+
+    /// Byte after byte, or question after question, each well within the time: none of it is an answer.
+    #[test]
+    fn an_answer_that_does_not_come_to_its_end_is_late() {
+        type Answer = fn(&Peer, &Message) -> std::io::Result<()>;
+        let drip: Answer = |peer, request| {
+            let mut header = request.header.reply(0);
+            header.size += 1 << 20;
+            peer.sender.stream().write_all(header.as_bytes())?;
+            loop {
+                peer.sender.stream().write_all(&[0])?;
+                thread::yield_now();
+            }
+        };
+        let flood: Answer = |peer, _| loop {
+            let mut header = Header::request(900, Command::DmaRead, 16);
+            header.flags |= NO_REPLY;
+            peer.sender.send(&header, &[&[0; 16]], &[])?;
+        };
+        for answer in [drip, flood] {
+            let options = Options {
+                timeout: Some(Duration::from_millis(200)),
+                ..Options::default()
+            };
+            let (client, server) = try_client(options, move |peer| {
+                peer.negotiate(&capabilities(), &[]);
+                let request = peer.expect(Command::DeviceReset);
+                answer(peer, &request).unwrap_err();
+            });
+            let client = client.unwrap();
+            let error = client.reset().unwrap_err();
+            assert!(matches!(error, Error::TimedOut), "{error:?}");
+            poisoned(&client);
+            server.join().unwrap();
+        }
     }
 
     #[test]

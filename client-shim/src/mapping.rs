@@ -167,10 +167,10 @@ impl RegionMapping {
     /// [`Error::OutOfRange`] where that is not mapped or not aligned to its size.
     pub fn read<T: AtomicAccess>(&self, offset: u64) -> Result<T, Error> {
         let length = size_of::<T>();
-        let (slice, at) = self.find(offset, length, false)?;
-        slice
-            .load(at, Ordering::Relaxed)
-            .map_err(|_| Error::OutOfRange { offset, length })
+        let value = self
+            .range(offset, length, false)?
+            .load(0, Ordering::Relaxed);
+        value.map_err(|_| Error::OutOfRange { offset, length })
     }
 
     /// Writes one `u8`, `u16`, `u32` or `u64` in one access at `offset` of the region.
@@ -179,10 +179,9 @@ impl RegionMapping {
     /// [`Error::OutOfRange`] where that is not mapped for writing or not aligned to its size.
     pub fn write<T: AtomicAccess>(&self, offset: u64, value: T) -> Result<(), Error> {
         let length = size_of::<T>();
-        let (slice, at) = self.find(offset, length, true)?;
-        slice
-            .store(value, at, Ordering::Relaxed)
-            .map_err(|_| Error::OutOfRange { offset, length })
+        let range = self.range(offset, length, true)?;
+        let stored = range.store(value, 0, Ordering::Relaxed);
+        stored.map_err(|_| Error::OutOfRange { offset, length })
     }
 
     /// Fills `data` from `offset` of the region, in accesses of any width.
@@ -190,11 +189,8 @@ impl RegionMapping {
     /// # Errors
     /// [`Error::OutOfRange`] where that is not mapped as one.
     pub fn read_bytes(&self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
-        let length = data.len();
-        let (slice, at) = self.find(offset, length, false)?;
-        slice
-            .read_slice(data, at)
-            .map_err(|_| Error::OutOfRange { offset, length })
+        self.range(offset, data.len(), false)?.copy_to(data);
+        Ok(())
     }
 
     /// Writes `data` at `offset` of the region, in accesses of any width.
@@ -202,35 +198,18 @@ impl RegionMapping {
     /// # Errors
     /// [`Error::OutOfRange`] where that is not mapped as one for writing.
     pub fn write_bytes(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
-        let length = data.len();
-        let (slice, at) = self.find(offset, length, true)?;
-        slice
-            .write_slice(data, at)
-            .map_err(|_| Error::OutOfRange { offset, length })
+        self.range(offset, data.len(), true)?.copy_from(data);
+        Ok(())
     }
 
-    /// The area that holds all of a range, and where in it the range begins.
-    fn find(
-        &self,
-        offset: u64,
-        length: usize,
-        write: bool,
-    ) -> Result<(VolatileSlice<'_>, usize), Error> {
-        let holds = |area: &&MappedArea| {
-            let at = offset
-                .checked_sub(area.offset)
-                .and_then(|at| usize::try_from(at).ok());
-            let end = at.and_then(|at| at.checked_add(length));
-            end.is_some_and(|end| end <= area.length) && (area.writable || !write)
-        };
-        let area = self
-            .areas
-            .iter()
-            .find(holds)
-            .ok_or(Error::OutOfRange { offset, length })?;
-        let at = usize::try_from(offset - area.offset)
-            .map_err(|_| Error::OutOfRange { offset, length })?;
-        Ok((area.as_volatile_slice(), at))
+    /// All of a range, from the area that holds it.
+    fn range(&self, offset: u64, length: usize, write: bool) -> Result<VolatileSlice<'_>, Error> {
+        let areas = self.areas.iter().filter(|area| area.writable || !write);
+        let mut ranges = areas.filter_map(|area| {
+            let at = usize::try_from(offset.checked_sub(area.offset)?).ok()?;
+            area.as_volatile_slice().subslice(at, length).ok()
+        });
+        ranges.next().ok_or(Error::OutOfRange { offset, length })
     }
 }
 

@@ -32,8 +32,9 @@ pub struct Options {
     pub max_dma_maps: u32,
     /// OR of the page sizes of DMA maps, in bytes.
     pub pgsizes: u64,
-    /// Longest wait for a reply, and for room to send; then the connection is over. `None` (the default)
-    /// waits for ever, as a reset may take its time.
+    /// Longest wait to be let in, for a reply (if its beginning is there by then, as long again for more of it), and
+    /// for room to send; then the connection is over. `None` (the default) waits for ever, as a reset may take its
+    /// time.
     pub timeout: Option<Duration>,
     /// Serves what the server asks; with it the twin socket is offered.
     pub callbacks: Option<Arc<dyn Callbacks>>,
@@ -47,7 +48,8 @@ pub struct Options {
     pub migration: MigrationFeatures,
 }
 
-/// What goes beyond the specification in migration; offered, then granted.
+/// What goes beyond the specification in migration; offered, then granted. The default is what the specification has, and
+/// no more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MigrationFeatures {
     /// `precopy_info`: how much of pre-copy is left.
@@ -63,14 +65,6 @@ pub struct MigrationFeatures {
 }
 
 impl MigrationFeatures {
-    /// What the specification has, and no more.
-    pub const NONE: Self = Self {
-        precopy_info: false,
-        pending: false,
-        channel: false,
-        shared_memory: false,
-        p2p: false,
-    };
     /// Everything.
     pub const ALL: Self = Self {
         precopy_info: true,
@@ -105,7 +99,7 @@ impl Default for Options {
             irq_routes: false,
             describe: false,
             explain: false,
-            migration: MigrationFeatures::NONE,
+            migration: MigrationFeatures::default(),
         }
     }
 }
@@ -339,7 +333,7 @@ mod tests {
             twin_socket: false,
             irq_routes: false,
             explain: false,
-            migration: MigrationFeatures::NONE,
+            migration: MigrationFeatures::default(),
             device: BTreeMap::new(),
         };
         assert_eq!(negotiated("{}"), expected);
@@ -358,7 +352,7 @@ mod tests {
         let expected = MigrationFeatures {
             channel: true,
             pending: true,
-            ..MigrationFeatures::NONE
+            ..MigrationFeatures::default()
         };
         assert_eq!(client.negotiated().migration, expected);
         assert!(client.negotiated().explain);

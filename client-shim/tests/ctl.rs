@@ -2,6 +2,7 @@
 //! The tool as people call it, without a backend: help, refusals, exit codes.
 #![cfg(feature = "ctl")]
 
+use std::fs;
 use std::process::{Command, Output};
 
 fn ctl(arguments: &[&str]) -> Output {
@@ -137,6 +138,19 @@ fn a_failure_names_its_cause_in_one_line_and_exits_with_1() {
             ],
             "/nonexistent/s: No such file or directory",
         ),
+        // Before anything is attached to.
+        (
+            &[
+                "migrate",
+                "--from",
+                "/nonexistent/s",
+                "--to",
+                "/nonexistent/t",
+                "--report",
+                "/nonexistent/r",
+            ],
+            "Cannot write /nonexistent/r",
+        ),
         (
             &["save", "/nonexistent/s"],
             "/nonexistent/s: No such file or directory",
@@ -158,9 +172,11 @@ fn a_failure_names_its_cause_in_one_line_and_exits_with_1() {
 }
 
 #[test]
-fn a_failed_save_and_load_are_told_in_json_too() {
+fn a_failure_is_told_in_json_too() {
     for (arguments, on_stdout) in [
-        (&["load", "--json", "/nonexistent/s", "/dev/null"][..], true),
+        (&["info", "--json", "/nonexistent/s"][..], true),
+        (&["bench", "--json", "/nonexistent/s"], true),
+        (&["load", "--json", "/nonexistent/s", "/dev/null"], true),
         (
             &["save", "--json", "/nonexistent/s", "-o", "/dev/null"],
             true,
@@ -178,6 +194,21 @@ fn a_failed_save_and_load_are_told_in_json_too() {
         assert_eq!(object["ok"], false);
         assert!(object["error"].as_str().unwrap().contains("/nonexistent/s"));
     }
+}
+
+#[test]
+fn a_snapshot_is_not_lost_to_a_save_that_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("snapshot"), folder.path().join("link"));
+    fs::write(&file, b"kept").unwrap();
+    std::os::unix::fs::symlink("snapshot", &link).unwrap();
+    for path in [&file, &link] {
+        let output = ctl(&["save", "/nonexistent/s", "-o", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
+    }
+    let left = fs::read_dir(folder.path()).unwrap();
+    assert_eq!(left.count(), 2, "nothing beside it");
 }
 
 #[test]

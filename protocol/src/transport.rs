@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -68,23 +69,44 @@ pub fn split(stream: UnixStream, max_message: usize) -> (Receiver, Sender) {
     )
 }
 
+/// Whether it is later than that.
+#[must_use]
+pub fn is_past(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
+}
+
 impl Receiver {
     /// Waits for the next message; `None` once the peer has left between messages.
     ///
     /// # Errors
     /// [`TransportError`]: the connection is over.
     pub fn receive(&mut self) -> Result<Option<Frame<'_>>, TransportError> {
+        self.receive_until(None)
+    }
+
+    /// As [`Self::receive`], for a socket with a timeout, which alone would begin anew with every byte: a message that
+    /// is not whole by the deadline is late, too.
+    ///
+    /// # Errors
+    /// As [`Self::receive`]; EAGAIN when it is late.
+    pub fn receive_until(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Frame<'_>>, TransportError> {
         // Asked apart from taking it, for the borrow checker's sake.
         while !self.deframer.is_ready()? {
-            if !self.fill()? {
+            if !self.fill(deadline)? {
                 return Ok(None);
+            }
+            if is_past(deadline) && !self.deframer.is_ready()? {
+                return Err(io::Error::from(Errno::AGAIN).into());
             }
         }
         Ok(self.deframer.next_frame()?)
     }
 
     /// One recvmsg. False at the end of the stream.
-    fn fill(&mut self) -> Result<bool, TransportError> {
+    fn fill(&mut self, deadline: Option<Instant>) -> Result<bool, TransportError> {
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut room);
         let received = loop {
@@ -95,7 +117,8 @@ impl Receiver {
                 &mut control,
                 RecvFlags::CMSG_CLOEXEC,
             ) {
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) if !is_past(deadline) => {}
+                Err(Errno::INTR) => return Err(io::Error::from(Errno::AGAIN).into()),
                 // A peer that closes with unread data resets the connection: an end like any other.
                 Err(Errno::CONNRESET) => return self.ended(),
                 other => break other.map_err(io::Error::from)?,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where migration's requests go: a socket of their own, or the main one.
+//! Where migration's requests go: a socket of their own, or the main one. A channel that broke is not opened again:
+//! the main socket takes migration's commands still, and data goes by message.
 
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -64,7 +65,7 @@ impl Link {
             lock(&main).call(Command::MigChannel, &parts, &fds, |body, _| {
                 expect_empty(body)
             })?;
-            let mut channel = Connection::new(transport::split(ours, max_message));
+            let mut channel = Connection::new(transport::split(ours, max_message), timeout);
             channel.set_explain(negotiated.explain);
             Some(channel)
         } else {
@@ -90,12 +91,6 @@ impl Link {
         }
     }
 
-    pub(crate) fn is_broken(&self) -> bool {
-        self.channel
-            .as_ref()
-            .is_some_and(|channel| lock(channel).is_broken())
-    }
-
     /// Makes a transfer the only one.
     pub(super) fn take(&self) -> Result<(), Error> {
         if self.taken.swap(true, Ordering::AcqRel) {
@@ -110,13 +105,23 @@ impl Link {
         self.taken.store(false, Ordering::Release);
     }
 
-    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
-        lock(self.channel.as_ref().unwrap_or(&self.main))
+    /// For whatever does not depend on what went before: the channel while it is whole, else the main socket.
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        let channel = self.channel.as_ref().map(lock);
+        let whole = channel.filter(|channel| !channel.is_broken());
+        whole.unwrap_or_else(|| lock(&self.main))
     }
 
-    /// Whether requests can be sent ahead: on a socket that nothing else waits for.
+    /// For the data of a transfer, which stays where it began: bytes are lost with a channel that breaks.
+    pub(super) fn data(&self, apart: bool) -> MutexGuard<'_, Connection> {
+        let channel = self.channel.as_ref().filter(|_| apart);
+        lock(channel.unwrap_or(&self.main))
+    }
+
+    /// Whether there is a socket that nothing else waits for: only there can requests be sent ahead.
     pub(super) fn is_apart(&self) -> bool {
-        self.channel.is_some()
+        let channel = self.channel.as_ref();
+        channel.is_some_and(|channel| !lock(channel).is_broken())
     }
 
     fn call<T>(
@@ -129,9 +134,9 @@ impl Link {
             .call(command, parts, &[], |body, _| read(body))
     }
 
-    /// The memory that data goes through, where that was granted.
+    /// The memory that data goes through, where that was granted; the server forgets it with the channel.
     pub(super) fn memory(&self) -> Result<Option<Arc<SharedMemory>>, Error> {
-        if !self.features.shared_memory {
+        if !self.features.shared_memory || self.is_apart() != self.features.channel {
             return Ok(None);
         }
         let mut memory = lock(&self.memory);

@@ -7,33 +7,30 @@
 //! | [`Migration`] | what the device can do, its state, its sizes |
 //! | [`Saver`] | source: iterate, pending, switch over, finish, or cancel |
 //! | [`Loader`] | destination: load, ready, finish, or cancel |
-//! | [`Pending`] | what is still to be moved |
-//! | [`Convergence`] | when to switch over |
+//! | [`Pending`] | what is still to be moved, and how long that takes |
+//!
+//! When to switch over is the VMM's own policy; `vfio-user-ctl` has one.
 //!
 //! Where the server grants `mig_channel` all of it goes over a socket of its own, so that no access of the guest
 //! waits for a save; with `mig_shm` the data goes through shared memory, several chunks under way at a time. A
 //! server that has only the specification gets MIG_DATA_READ and MIG_DATA_WRITE on the main socket.
 //!
 //! ```no_run
-//! # use std::{fs::File, os::unix::net::UnixStream, time::{Duration, Instant}};
-//! # use vfio_user_client::{Client, Error, MigrationFeatures, Options};
-//! # use vfio_user_client::migration::{Convergence, Decision, Progress};
-//! # fn save(client: &Client, stream: &mut UnixStream) -> Result<(), Error> {
+//! # use std::{os::unix::net::UnixStream, time::Duration};
+//! # use vfio_user_client::{Client, Error};
+//! # use vfio_user_client::migration::Progress;
+//! # fn save(client: &Client, stream: &mut UnixStream, bytes_per_second: f64) -> Result<(), Error> {
 //! let migration = client.migration()?.expect("a device that migrates");
 //! let mut saver = migration.save(true)?;
-//! let mut convergence = Convergence::new(Duration::from_millis(300), None);
+//! let limit = Duration::from_millis(300);
 //! loop {
-//!     let start = Instant::now();
-//!     let mut moved = 0;
-//!     while let Progress::Data(bytes) = saver.iterate(stream)? {
-//!         moved += bytes;
+//!     while let Progress::Data(_) = saver.iterate(stream)? {}
+//!     let pending = saver.pending(true)?;
+//!     let expected = pending.expected(bytes_per_second);
+//!     if pending.initial_done && expected.is_some_and(|expected| expected <= limit) {
+//!         break;
 //!     }
-//!     convergence.moved(moved, start.elapsed());
-//!     match convergence.pass_ended(&saver.pending(true)?, true) {
-//!         Decision::SwitchOver => break,
-//!         Decision::GoOn => {}
-//!         Decision::Stalled(_) => return saver.cancel(),
-//!     }
+//!     // Here it goes on for ever; a VMM calls `saver.cancel()` once that does not get any lower.
 //! }
 //! // The VMM stops its vCPUs here.
 //! saver.switch_over()?;
@@ -42,7 +39,6 @@
 //! # }
 //! ```
 
-mod convergence;
 mod link;
 mod loader;
 mod memory;
@@ -58,7 +54,6 @@ use crate::protocol::feature;
 use crate::protocol::migration::MigrationState;
 use crate::{Client, Error};
 
-pub use convergence::{Convergence, Decision, Needs};
 pub(crate) use link::Link;
 pub use loader::Loader;
 pub use pending::{Pending, PrecopyInfo};

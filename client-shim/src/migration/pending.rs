@@ -56,6 +56,24 @@ impl Pending {
     pub fn total(&self) -> u64 {
         self.precopy().saturating_add(self.stop_copy).min(MOST)
     }
+
+    /// How long all of it takes at so many bytes a second: the downtime if the device stopped now. `None` where the
+    /// device does not say how much it is; more than a `Duration` holds is its maximum.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "below 2^63, what is lost is less than a thousandth of a millionth"
+    )]
+    pub fn expected(&self, bytes_per_second: f64) -> Option<Duration> {
+        if self.unknown {
+            return None;
+        }
+        if self.total() == 0 {
+            return Some(Duration::ZERO);
+        }
+        let seconds = self.total() as f64 / bytes_per_second;
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
 }
 
 /// What pre-copy still has, in bytes.
@@ -176,6 +194,28 @@ mod tests {
         }
         let pending = Pending::new(&wire([0; 3], wire::PENDING_INITIAL_DONE));
         assert!(pending.initial_done && pending.age == Duration::from_micros(7));
+    }
+
+    #[test]
+    fn what_is_not_known_takes_no_time_that_could_be_told() {
+        let pending = Pending {
+            initial: 1000,
+            stop_copy: 500,
+            ..Pending::default()
+        };
+        assert_eq!(pending.expected(1000.0), Some(Duration::from_millis(1500)));
+        assert_eq!(Pending::default().expected(0.0), Some(Duration::ZERO));
+        for rate in [0.0, -1.0, f64::NAN, f64::MIN_POSITIVE] {
+            assert_eq!(pending.expected(rate), Some(Duration::MAX), "{rate}");
+        }
+        for total in [0, 1000] {
+            let pending = Pending {
+                initial: total,
+                unknown: true,
+                ..Pending::default()
+            };
+            assert_eq!(pending.expected(1000.0), None);
+        }
     }
 
     #[test]

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use vm_memory::{VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use super::link::Link;
-use super::memory::to_u64;
 use super::pending::{Estimate, Pending, PrecopyInfo};
-use super::source::{Source, Step};
+use super::source::Source;
 use crate::Error;
 use crate::protocol::migration::MigrationState;
 
@@ -37,11 +36,11 @@ enum Phase {
     Over,
 }
 
-/// What [`Saver::iterate`] did.
+/// What the next piece of the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Passed so many bytes on.
-    Data(u64),
+    /// So many bytes, never 0.
+    Data(usize),
     /// The device has nothing for now; a pass is over. Pre-copy goes on.
     Idle,
     /// The stream is complete.
@@ -91,9 +90,8 @@ impl Saver {
     pub fn iterate(&mut self, sink: &mut impl WriteVolatile) -> Result<Progress, Error> {
         match self.chunk()? {
             Chunk::Data(data) => {
-                let length = to_u64(data.len());
                 sink.write_all_volatile(&data).map_err(pass_on)?;
-                Ok(Progress::Data(length))
+                Ok(Progress::Data(data.len()))
             }
             Chunk::Idle => Ok(Progress::Idle),
             Chunk::End => Ok(Progress::End),
@@ -113,15 +111,15 @@ impl Saver {
             Phase::Complete | Phase::Over => return Ok(Chunk::End),
         };
         match self.source.next(&self.link, stopped)? {
-            Step::Data(length) => {
+            Progress::Data(length) => {
                 self.estimate.read(length);
                 Ok(Chunk::Data(self.source.data(length)?))
             }
-            Step::Idle => {
+            Progress::Idle => {
                 self.estimate.nothing_for_now();
                 Ok(Chunk::Idle)
             }
-            Step::End => {
+            Progress::End => {
                 self.phase = Phase::Complete;
                 Ok(Chunk::End)
             }
@@ -204,18 +202,18 @@ impl Saver {
     }
 
     /// Ends a transfer that was read to its end: the device is in STOP, and may be started again by
-    /// [`super::Migration::set_state`] should the destination fail.
+    /// [`super::Migration::set_state`] should the destination fail. To be called once the destination runs, so a
+    /// failure never starts the source again.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] before [`Progress::End`] (the transfer is then cancelled), [`Error::Peer`], and
-    /// what a lost connection gives.
+    /// [`Error::InvalidArgument`] before [`Progress::End`] (the transfer is then cancelled), [`Error::Peer`] (the
+    /// device stands still, in STOP_COPY or ERROR), and what a lost connection gives.
     pub fn finish(mut self) -> Result<(), Error> {
         if self.phase != Phase::Complete {
             return Err(Error::InvalidArgument("The stream has not ended"));
         }
-        self.link.set_state(MigrationState::Stop)?;
         self.phase = Phase::Over;
-        Ok(())
+        self.link.set_state(MigrationState::Stop)
     }
 
     /// Gives up, at any point: the device goes on as it did before.
@@ -231,7 +229,8 @@ impl Saver {
             return Ok(());
         }
         self.phase = Phase::Over;
-        self.source.drain(&self.link)?;
+        // Fails only with the channel; the main socket takes the state still.
+        let _ = self.source.drain(&self.link);
         self.link.set_state(self.before)
     }
 }

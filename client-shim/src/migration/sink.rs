@@ -27,12 +27,18 @@ pub(super) struct Sink {
 
 #[derive(Debug)]
 enum Way {
-    Messages(Vec<u8>),
+    Messages {
+        /// Over the channel.
+        apart: bool,
+        buffer: Vec<u8>,
+    },
     Shared(Shared),
 }
 
 #[derive(Debug)]
 struct Shared {
+    /// Over the channel.
+    apart: bool,
     memory: Arc<SharedMemory>,
     /// The slot that fills, counted without end.
     slot: usize,
@@ -44,20 +50,23 @@ struct Shared {
 
 impl Sink {
     pub(super) fn new(link: &Link) -> Result<Self, Error> {
+        let apart = link.is_apart();
         let (way, size) = match link.memory()? {
             Some(memory) => {
                 let way = Way::Shared(Shared {
+                    apart,
                     memory,
                     slot: 0,
                     ahead: 0,
                     // As for a source.
-                    depth: if link.is_apart() { SLOTS - 1 } else { 0 },
+                    depth: if apart { SLOTS - 1 } else { 0 },
                 });
                 (way, CHUNK)
             }
             None => {
                 let size = link.transfer_size.min(CHUNK);
-                (Way::Messages(vec![0; size]), size)
+                let buffer = vec![0; size];
+                (Way::Messages { apart, buffer }, size)
             }
         };
         Ok(Self {
@@ -78,7 +87,7 @@ impl Sink {
             length,
         };
         match &mut self.way {
-            Way::Messages(buffer) => buffer
+            Way::Messages { buffer, .. } => buffer
                 .get_mut(start..)
                 .map(VolatileSlice::from)
                 .ok_or(out_of_range),
@@ -110,7 +119,7 @@ impl Sink {
             return Ok(());
         }
         match &mut self.way {
-            Way::Messages(buffer) => {
+            Way::Messages { apart, buffer } => {
                 let size = u32::try_from(length).unwrap_or(u32::MAX);
                 let request = MigData {
                     argsz: size_u32::<MigData>().saturating_add(size),
@@ -119,7 +128,7 @@ impl Sink {
                 let data = buffer.get(..length).unwrap_or_default();
                 let parts = [request.as_bytes(), data];
                 // Servers differ in whether they repeat the request.
-                link.connection()
+                link.data(*apart)
                     .call(Command::MigDataWrite, &parts, &[], |_, _| Ok(()))
             }
             Way::Shared(shared) => shared.send(link, length),
@@ -149,7 +158,7 @@ impl Shared {
             offset: self.memory.offset(self.slot),
             size: to_u64(length),
         };
-        link.connection()
+        link.data(self.apart)
             .send_ahead(Command::MigShmWrite, &[request.as_bytes()])?;
         self.slot += 1;
         self.ahead += 1;
@@ -160,7 +169,7 @@ impl Shared {
     fn wait(&mut self, link: &Link, most: usize) -> Result<(), Error> {
         while self.ahead > most {
             self.ahead -= 1;
-            link.connection().next_reply(|_| Ok(()))?;
+            link.data(self.apart).next_reply(|_| Ok(()))?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::link::Link;
 use super::memory::{CHUNK, SLOTS, SharedMemory, to_u64};
+use super::saver::Progress;
 use crate::Error;
 use crate::client::expect_length;
 use crate::info::size_u32;
@@ -19,17 +20,6 @@ use crate::protocol::codec::Reader;
 use crate::protocol::extension::migration::{SHM_END_OF_PRECOPY, SHM_END_OF_STREAM, ShmTransfer};
 use crate::protocol::migration::MigData;
 use crate::protocol::{Command, DecodeError};
-
-/// What the next piece of the stream is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// So many bytes, never 0.
-    Data(usize),
-    /// Nothing for now.
-    Idle,
-    /// Nothing more.
-    End,
-}
 
 /// Where chunks come from.
 #[derive(Debug)]
@@ -40,6 +30,8 @@ pub(super) enum Source {
 
 #[derive(Debug)]
 pub(super) struct Messages {
+    /// Over the channel.
+    apart: bool,
     buffer: Vec<u8>,
     /// The last chunk was short: there is no more.
     short: bool,
@@ -47,6 +39,8 @@ pub(super) struct Messages {
 
 #[derive(Debug)]
 pub(super) struct Shared {
+    /// Over the channel.
+    apart: bool,
     memory: Arc<SharedMemory>,
     /// The slot of the oldest read under way, counted without end.
     first: usize,
@@ -64,18 +58,21 @@ pub(super) struct Shared {
 
 impl Source {
     pub(super) fn new(link: &Link) -> Result<Self, Error> {
+        let apart = link.is_apart();
         Ok(match link.memory()? {
             Some(memory) => Self::Shared(Shared {
+                apart,
                 memory,
                 first: 0,
                 ahead: 0,
                 before: 0,
                 expected: 0,
                 // On the main socket a read ahead would make an access of the guest wait for it.
-                depth: if link.is_apart() { SLOTS - 1 } else { 1 },
+                depth: if apart { SLOTS - 1 } else { 1 },
                 draining: false,
             }),
             None => Self::Messages(Messages {
+                apart,
                 buffer: vec![0; link.transfer_size.min(CHUNK)],
                 short: false,
             }),
@@ -83,14 +80,14 @@ impl Source {
     }
 
     /// Reads on. `stopped`: the device is in STOP_COPY, where the stream has an end.
-    pub(super) fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
+    pub(super) fn next(&mut self, link: &Link, stopped: bool) -> Result<Progress, Error> {
         match self {
             Self::Messages(messages) => messages.next(link, stopped),
             Self::Shared(shared) => shared.next(link, stopped),
         }
     }
 
-    /// The bytes of the last [`Step::Data`].
+    /// The bytes of the last [`Progress::Data`].
     pub(super) fn data(&mut self, length: usize) -> Result<VolatileSlice<'_>, Error> {
         match self {
             Self::Messages(messages) => {
@@ -130,8 +127,12 @@ impl Source {
 }
 
 impl Messages {
-    fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
-        let nothing = if stopped { Step::End } else { Step::Idle };
+    fn next(&mut self, link: &Link, stopped: bool) -> Result<Progress, Error> {
+        let nothing = if stopped {
+            Progress::End
+        } else {
+            Progress::Idle
+        };
         if std::mem::take(&mut self.short) {
             return Ok(nothing);
         }
@@ -143,7 +144,7 @@ impl Messages {
         let parts = [request.as_bytes()];
         // Copied out, so that the socket is free for the guest's accesses while the chunk is passed on.
         let length = link
-            .connection()
+            .data(self.apart)
             .call(Command::MigDataRead, &parts, &[], |body, _| {
                 let mut reader = Reader::new(body);
                 let reply: MigData = reader.take("mig_data")?;
@@ -160,18 +161,23 @@ impl Messages {
             return Ok(nothing);
         }
         self.short = length < self.buffer.len();
-        Ok(Step::Data(length))
+        Ok(Progress::Data(length))
     }
 }
 
 impl Shared {
-    fn next(&mut self, link: &Link, stopped: bool) -> Result<Step, Error> {
+    fn next(&mut self, link: &Link, stopped: bool) -> Result<Progress, Error> {
         loop {
+            if self.draining && stopped {
+                // Reads behind the end of the stream: whatever the server says to them.
+                self.drain(link)?;
+                return Ok(Progress::End);
+            }
             if !self.draining {
                 self.top_up(link, stopped)?;
             } else if self.ahead == 0 {
                 self.draining = false;
-                return Ok(if stopped { Step::End } else { Step::Idle });
+                return Ok(Progress::Idle);
             }
             let was_running = self.before > 0 || !stopped;
             let (length, flags) = self.collect(link)?;
@@ -188,11 +194,7 @@ impl Shared {
             self.draining |= flags != 0 && was_running != stopped;
             if length > 0 {
                 self.expected = self.expected.saturating_sub(to_u64(length));
-                return Ok(Step::Data(length));
-            }
-            if self.draining && stopped {
-                // Reads behind the end of the stream: whatever the server says to them.
-                self.drain(link)?;
+                return Ok(Progress::Data(length));
             }
         }
     }
@@ -210,7 +212,7 @@ impl Shared {
                 offset: self.memory.offset(self.first + self.ahead),
                 size: to_u64(CHUNK),
             };
-            link.connection()
+            link.data(self.apart)
                 .send_ahead(Command::MigShmRead, &[request.as_bytes()])?;
             self.ahead += 1;
         }
@@ -223,7 +225,7 @@ impl Shared {
         self.first += 1;
         self.ahead -= 1;
         self.before = self.before.saturating_sub(1);
-        link.connection().next_reply(|body| {
+        link.data(self.apart).next_reply(|body| {
             let reply: ShmTransfer = Reader::new(body).take("mig_shm_read")?;
             if reply.offset != offset {
                 return Err(bad("mig_shm_read.offset", reply.offset));

@@ -24,7 +24,7 @@ fn ways() -> Vec<MigrationFeatures> {
             ways.push(MigrationFeatures {
                 channel,
                 shared_memory,
-                ..MigrationFeatures::NONE
+                ..MigrationFeatures::default()
             });
         }
     }
@@ -279,10 +279,10 @@ fn a_stream_that_has_not_ended_does_not_finish() {
 #[test]
 fn pending_is_the_same_asked_or_estimated() {
     let features = [
-        MigrationFeatures::NONE,
+        MigrationFeatures::default(),
         MigrationFeatures {
             precopy_info: true,
-            ..MigrationFeatures::NONE
+            ..MigrationFeatures::default()
         },
         MigrationFeatures::ALL,
     ];
@@ -368,7 +368,7 @@ fn states_and_their_absence() {
     server.join().unwrap();
 
     let (client, _, server) = attach(
-        MigrationFeatures::NONE,
+        MigrationFeatures::default(),
         Device {
             migrates: false,
             ..Device::default()

@@ -96,9 +96,9 @@ fn pending_means_the_same_asked_or_not_and_with_or_without_extensions() {
     let mut totals = Vec::new();
     let sizes = MigrationFeatures {
         precopy_info: true,
-        ..MigrationFeatures::NONE
+        ..MigrationFeatures::default()
     };
-    for features in [MigrationFeatures::NONE, sizes, MigrationFeatures::ALL] {
+    for features in [MigrationFeatures::default(), sizes, MigrationFeatures::ALL] {
         let source = backend("vram=4M,faults=state-size=1M", features);
         let mut from = Vm::new(&source.client);
         from.fill(3, 3 << 20);

@@ -5,6 +5,9 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::io::ioctl_fionread;
+use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::Signal;
 use serde_json::Value;
 use system_tests::backend::Backend;
@@ -27,7 +30,7 @@ fn with<R>(backend: &Backend, act: impl FnOnce(&mut Vm<'_>) -> R) -> R {
     let mut clients = 0;
     // The one before may just be leaving.
     let client = loop {
-        match Client::connect(backend.socket(), options(MigrationFeatures::NONE)) {
+        match Client::connect(backend.socket(), options(MigrationFeatures::default())) {
             Ok(client) => break client,
             Err(error) if clients < 1000 => {
                 clients += 1;
@@ -203,8 +206,23 @@ fn what_cannot_be_is_said_in_one_line_and_the_source_runs_on() {
     other.wait_until_left(1);
     let output = ctl(&base);
     assert_eq!(code(&output), Some(0), "{output:?}");
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["expected_downtime_ms"], Value::Null, "{object:#}");
 
     with(&source, |vm| vm.check(43, LENGTH));
+}
+
+/// There is nothing to acknowledge before the switch-over, whatever the destination could.
+#[test]
+fn a_source_without_pre_copy_reaches_a_destination_with_it() {
+    let (source, destination) = (start(&["faults=no-precopy"]), start(&[]));
+    with(&source, |vm| vm.fill(48, LENGTH));
+    source.wait_until_left(1);
+    let (from, to) = (source.socket(), destination.socket());
+    let output = ctl(&["migrate", "--from", text(&from), "--to", text(&to)]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    destination.wait_until_left(1);
+    with(&destination, |vm| vm.check(48, LENGTH));
 }
 
 #[test]
@@ -336,6 +354,137 @@ fn an_interrupted_migration_leaves_the_source_running() {
         vm.fill(47, LENGTH);
         vm.check(47, LENGTH);
     });
+}
+
+/// One signal is enough, also while the tool waits for the link, for its stdin, or for whoever reads its stream.
+#[test]
+fn a_wait_ends_with_the_first_signal() {
+    let (source, destination) = (start(&[]), start(&[]));
+    with(&source, |vm| vm.fill(51, LENGTH));
+    source.wait_until_left(1);
+    let (from, to) = (source.socket(), destination.socket());
+    let mut command = Command::new(binaries::ctl());
+    // Each chunk takes longer than any test.
+    command
+        .args(["migrate", "--from", text(&from), "--to", text(&to)])
+        .args(["--bandwidth", "1K"]);
+    let mut migrate = Process::spawn("vfio-user-ctl", command);
+    source.wait_for_log("Client attached", 2);
+    destination.wait_for_log("Client attached", 1);
+    let status = migrate.end_by(Signal::TERM);
+    assert_eq!(status.code(), Some(130), "{}", migrate.report());
+    source.wait_until_left(2);
+    destination.wait_until_left(1);
+
+    let mut command = Command::new(binaries::ctl());
+    command.args(["load", text(&to)]);
+    // Its stdin stays open, and gives nothing.
+    let mut load = Process::spawn("vfio-user-ctl", command);
+    destination.wait_for_log("Client attached", 2);
+    let status = load.end_by(Signal::TERM);
+    assert_eq!(status.code(), Some(130), "{}", load.report());
+
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).expect("a FIFO");
+    let mut command = Command::new(binaries::ctl());
+    command.args(["save", text(&from), "-o", text(&fifo)]);
+    let mut save = Process::spawn("vfio-user-ctl", command);
+    let reader = fs::File::open(&fifo).expect("its other end");
+    let room = fcntl_getpipe_size(&reader).expect("a pipe");
+    while ioctl_fionread(&reader).expect("a pipe") < room as u64 {
+        assert!(!save.has_ended(), "{}", save.report());
+        std::thread::yield_now();
+    }
+    let status = save.end_by(Signal::TERM);
+    assert_eq!(status.code(), Some(130), "{}", save.report());
+    source.wait_until_left(3);
+    with(&source, |vm| vm.check(51, LENGTH));
+}
+
+#[test]
+fn a_snapshot_is_replaced_by_a_whole_one_only() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let file = folder.path().join("snapshot");
+    fs::write(&file, b"kept").expect("a file");
+    let broken = start(&["faults=read-error@1M"]);
+    with(&broken, |vm| vm.fill(48, LENGTH));
+    broken.wait_until_left(1);
+    let output = ctl(&["save", text(&broken.socket()), "-o", text(&file)]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    assert_eq!(fs::read(&file).expect("a file"), b"kept");
+
+    // The device does not go on; its stream is whole all the same.
+    let stands = start(&["faults=state-error=running"]);
+    with(&stands, |vm| vm.fill(49, LENGTH));
+    stands.wait_until_left(1);
+    let output = ctl(&["save", text(&stands.socket()), "-o", text(&file)]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    let said = line(&output);
+    assert!(
+        said.contains("Stream complete, device not resumed: "),
+        "{said}"
+    );
+    let other = start(&[]);
+    let output = ctl(&["load", text(&other.socket()), text(&file)]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    other.wait_until_left(1);
+    with(&other, |vm| vm.check(49, LENGTH));
+    let left = fs::read_dir(folder.path()).expect("the folder");
+    assert_eq!(left.count(), 1, "nothing beside it");
+}
+
+/// The destination runs: that the source cannot be put to rest as it should is no failure of the migration.
+#[test]
+fn a_source_that_does_not_stop_in_the_end_is_warned_of() {
+    let (source, destination) = (start(&["faults=state-error=stop"]), start(&[]));
+    with(&source, |vm| vm.fill(50, LENGTH));
+    source.wait_until_left(1);
+    let (from, to) = (source.socket(), destination.socket());
+    let output = ctl(&[
+        "migrate",
+        "--json",
+        "--from",
+        text(&from),
+        "--to",
+        text(&to),
+    ]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let said = line(&output);
+    assert!(
+        said.contains("Source: ") && said.contains("stands still"),
+        "{said}"
+    );
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["ok"], true);
+    destination.wait_until_left(1);
+    with(&destination, |vm| vm.check(50, LENGTH));
+}
+
+/// There is a warning to write, and nobody to read it.
+#[test]
+fn whoever_closes_stderr_loses_nothing_else() {
+    let (source, destination) = (start(&[]), Backend::start_model(&["vram=4M"]));
+    let (from, to) = (source.socket(), destination.socket());
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(binaries::ctl())
+        .args([
+            "migrate",
+            "--json",
+            "--from",
+            text(&from),
+            "--to",
+            text(&to),
+        ])
+        .stdout(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .and_then(|child| child.wait_with_output())
+        .expect("vfio-user-ctl runs");
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["ok"], true);
 }
 
 #[test]

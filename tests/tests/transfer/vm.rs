@@ -27,7 +27,7 @@ pub fn ways() -> Vec<MigrationFeatures> {
             ways.push(MigrationFeatures {
                 channel,
                 shared_memory,
-                ..MigrationFeatures::NONE
+                ..MigrationFeatures::default()
             });
         }
     }

@@ -130,7 +130,7 @@ pub struct Save {
     #[arg(long)]
     pub live: bool,
 
-    /// Where the stream goes [default: stdout].
+    /// Where the stream goes [default: stdout]. A file is replaced once the stream is whole and on disk.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
@@ -212,7 +212,7 @@ impl Target {
             migration: MigrationFeatures {
                 pending: true,
                 p2p: true,
-                ..MigrationFeatures::NONE
+                ..MigrationFeatures::default()
             },
             ..Options::default()
         };

@@ -6,11 +6,13 @@
 //! | `args` | the command line |
 //! | `info` | `info`: gathers, prints; `pci` decodes config space |
 //! | `migrate` | `migrate`: from one backend to another; `transfer` does it, paces it, draws it |
-//! | `snapshot` | `save`, `load`: the stream to and from files and pipes |
+//! | `snapshot` | `save`, `load`: the stream to and from files and pipes, which are in `stream` |
 //! | `demo` | `demo`: drives the model GPU as a guest's driver would |
 //! | `bench` | `bench`: round trips |
 //! | `report`, `units` | errors and output; sizes, rates and times as people write them |
 //! | `interrupt` | Ctrl-C |
+
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
 mod bench;
@@ -21,6 +23,7 @@ mod migrate;
 mod pci;
 mod report;
 mod snapshot;
+mod stream;
 mod transfer;
 mod units;
 
@@ -29,7 +32,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Action, Args};
-use report::{chain, print};
+use report::print;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -37,18 +40,20 @@ fn main() -> ExitCode {
         Err(error) => return report::refuse_arguments(&error),
     };
     let result = match &args.action {
-        Action::Info(options) => info::run(options),
+        Action::Info(options) => (info::run(options), options.target.json),
         Action::Demo(options) => return demo::run(options),
-        Action::Bench(options) => bench::run(options),
+        Action::Bench(options) => (bench::run(options), options.target.json),
         Action::Migrate(options) => return migrate::run(options),
         Action::Save(options) => return snapshot::save(options),
         Action::Load(options) => return snapshot::load(options),
     };
     match result {
-        Ok(text) => print(&text),
-        Err(error) => {
-            eprintln!("vfio-user-ctl: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
+        (Ok(text), _) => print(&text),
+        (Err(error), json) => {
+            if json {
+                let _ = print(&report::json(&report::failed(error.as_ref())));
+            }
+            report::fail(error.as_ref())
         }
     }
 }

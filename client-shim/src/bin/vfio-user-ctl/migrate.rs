@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `migrate`: a device from one backend to another, with this tool as the client of both.
 
-use std::fs;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use vfio_user_client::{Client, Error};
 
 use crate::args::{self, Migrate};
 use crate::interrupt::{INTERRUPTED, Interrupt};
-use crate::report::{Failure, chain, json as print_json, print};
+use crate::report::{Failure, chain, complain, json as print_json, print};
 use crate::transfer::timeline::Timeline;
 use crate::transfer::watch::Watch;
 use crate::transfer::{self, End, NoGuest, Plan, picture};
@@ -35,18 +36,13 @@ pub fn run(options: &Migrate) -> ExitCode {
             if options.json {
                 let _ = print(&print_json(&object(&timeline, Some(&line), None)));
             }
-            eprintln!("vfio-user-ctl: {line}");
+            complain(&line);
             return ExitCode::FAILURE;
         }
     };
     let (code, line) = match end {
         End::Done => (0, None),
         End::Stalled(needs) => (STALLED, Some(transfer::explain(&needs, &plan))),
-        End::Unpredictable => {
-            let line = "The device does not say how much a stop-copy takes, so no --downtime-limit can be \
-                        kept; without one it migrates. The source runs on";
-            (STALLED, Some(line.to_owned()))
-        }
         End::Interrupted => {
             let line = "Interrupted: the source runs on, the destination is reset";
             (INTERRUPTED, Some(line.to_owned()))
@@ -58,7 +54,7 @@ pub fn run(options: &Migrate) -> ExitCode {
         let _ = print(&transfer::summary(&timeline, &plan));
     }
     if let Some(line) = line {
-        eprintln!("vfio-user-ctl: {line}");
+        complain(&line);
     }
     ExitCode::from(code)
 }
@@ -70,6 +66,10 @@ fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Fa
         strict: options.downtime_limit.is_some(),
         interrupt: Interrupt::catch()?,
     };
+    // Before anything is moved: what cannot be reported is not begun.
+    let report = options.report.as_ref();
+    let report = report.map(|path| Ok::<_, Failure>((path, create(path)?)));
+    let report = report.transpose()?;
     let source = attach(&options.from, options.timeout)?;
     let destination = attach(&options.to, options.timeout)?;
     *timeline = Timeline::new();
@@ -82,17 +82,24 @@ fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Fa
     let to = migration(&destination, &options.to)?;
     let end = transfer::run(&from, &to, &plan, timeline, &watch, &mut NoGuest);
     watch.end();
-    if let Some(path) = &options.report {
+    if let Some((path, mut file)) = report {
         let title = format!("{} to {}", options.from.display(), options.to.display());
         let page = picture::render(&title, timeline, &plan);
-        let written = fs::write(path, page);
-        written.map_err(|error| format!("Cannot write {}: {error}", path.display()))?;
+        if let Err(error) = file.write_all(page.as_bytes()) {
+            complain(&format!("Cannot write {}: {error}", path.display()));
+        }
     }
     let end = end?;
     if end == End::Done {
         crate::snapshot::warn_of_reset(&destination, &options.to);
     }
     Ok((end, plan))
+}
+
+/// Creates a file, or empties it.
+pub fn create(path: &Path) -> Result<File, Failure> {
+    let file = File::create(path);
+    Ok(file.map_err(|error| format!("Cannot write {}: {error}", path.display()))?)
 }
 
 /// Attaches with all that migration can use.

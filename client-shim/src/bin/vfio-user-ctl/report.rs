@@ -22,6 +22,27 @@ pub fn chain(error: &dyn Error) -> String {
     line
 }
 
+/// Writes a line for people, on stderr. Not the macro, which panics where that is a pipe whose reader is gone.
+pub fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Says what is wrong, or may be.
+pub fn complain(what: &str) {
+    say(&format!("vfio-user-ctl: {what}"));
+}
+
+/// Says why it failed.
+pub fn fail(error: &dyn Error) -> ExitCode {
+    complain(&chain(error));
+    ExitCode::FAILURE
+}
+
+/// What programs are told of a failure.
+pub fn failed(error: &dyn Error) -> serde_json::Value {
+    serde_json::json!({ "ok": false, "error": chain(error) })
+}
+
 /// Prints a result. Whoever closed stdout wants no more of it.
 pub fn print(text: &str) -> ExitCode {
     let mut stdout = io::stdout().lock();
@@ -30,7 +51,7 @@ pub fn print(text: &str) -> ExitCode {
         .and_then(|()| stdout.flush())
     {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("vfio-user-ctl: Cannot print: {error}");
+            complain(&format!("Cannot print: {error}"));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
@@ -50,7 +71,7 @@ pub fn refuse_arguments(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.is_empty());
     let line = paragraph.collect::<Vec<_>>().join(" ");
     let line = line.trim_start_matches("error: ");
-    eprintln!("vfio-user-ctl: {line} (--help lists the options)");
+    complain(&format!("{line} (--help lists the options)"));
     ExitCode::from(2)
 }
 

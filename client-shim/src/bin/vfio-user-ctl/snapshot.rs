@@ -10,20 +10,22 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vfio_user_client::Client;
-use vfio_user_client::migration::{Convergence, Decision, Progress, Saver};
+use vfio_user_client::migration::{Progress, Saver};
 
 use crate::args::{Load, Save};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::migrate::{attach, migration};
-use crate::report::{Failure, chain, json as print_json, milliseconds, print};
+use crate::report::{Failure, chain, complain, fail, json as print_json, milliseconds, print};
+use crate::stream::Stream;
+use crate::transfer::convergence::{Convergence, Decision};
 use crate::transfer::watch::Watch;
 use crate::units::{size, time};
 
 /// A live save goes over to the stop-copy once the rest takes no longer than this, or does not get less.
 const LIMIT: Duration = Duration::from_millis(100);
 
-/// One stream under way.
-struct Stream {
+/// One stream under way, and what people are told of it.
+struct Move {
     watch: Watch,
     interrupt: Interrupt,
     start: Instant,
@@ -40,7 +42,7 @@ enum End {
     Interrupted,
 }
 
-impl Stream {
+impl Move {
     fn new(json: bool) -> Result<Self, Failure> {
         let watch = if json { Watch::Silent } else { Watch::new() };
         Ok(Self {
@@ -78,7 +80,7 @@ impl Stream {
             }
         }
         match failure {
-            Some(failure) => eprintln!("vfio-user-ctl: {failure}"),
+            Some(failure) => complain(&failure),
             None => {
                 let what = match self.stopped {
                     Some(stopped) => format!("{what}, device stopped for {}", time(stopped)),
@@ -105,74 +107,91 @@ pub fn save(options: &Save) -> ExitCode {
         Some(_) => Out::Stdout,
         None => Out::Stderr,
     };
-    with_stream(options.json, "saved", out, |stream| {
-        save_to(options, stream)
+    moved(options.json, "saved", out, |moving| {
+        save_to(options, moving)
     })
 }
 
 /// Loads a device; it runs afterwards.
 pub fn load(options: &Load) -> ExitCode {
-    with_stream(options.json, "loaded", Out::Stdout, |stream| {
-        load_from(options, stream)
+    moved(options.json, "loaded", Out::Stdout, |moving| {
+        load_from(options, moving)
     })
 }
 
-fn with_stream(
+fn moved(
     json: bool,
     what: &str,
     out: Out,
-    act: impl FnOnce(&mut Stream) -> Result<End, Failure>,
+    act: impl FnOnce(&mut Move) -> Result<End, Failure>,
 ) -> ExitCode {
-    match Stream::new(json) {
-        Ok(mut stream) => {
-            let end = act(&mut stream);
-            stream.told(what, end, json, out)
+    match Move::new(json) {
+        Ok(mut moving) => {
+            let end = act(&mut moving);
+            moving.told(what, end, json, out)
         }
-        Err(error) => {
-            eprintln!("vfio-user-ctl: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(error.as_ref()),
     }
 }
 
-fn save_to(options: &Save, stream: &mut Stream) -> Result<End, Failure> {
-    let mut sink: OwnedFd = match &options.output {
-        Some(path) => File::create(path)
-            .map_err(|error| format!("Cannot write {}: {error}", path.display()))?
-            .into(),
+fn save_to(options: &Save, moving: &mut Move) -> Result<End, Failure> {
+    let interrupt = &moving.interrupt;
+    let mut sink = match &options.output {
+        Some(path) => Stream::create(path, interrupt)
+            .map_err(|error| format!("Cannot write {}: {error}", path.display()))?,
         None if io::stdout().is_terminal() => {
             return Err("The stream is not for a terminal; give -o FILE, or a pipe".into());
         }
-        None => io::stdout().as_fd().try_clone_to_owned()?,
+        None => Stream::new(io::stdout().as_fd().try_clone_to_owned()?, interrupt)?,
     };
     let client = attach(&options.socket, options.timeout)?;
     let migration = migration(&client, &options.socket)?;
-    let before = migration.state()?;
     // Dropped on any way out of here, it cancels: the device goes on.
     let mut saver = migration.save(options.live)?;
-    stream.start = Instant::now();
-    if options.live && migration.support().pre_copy {
-        stream.converge(&mut saver, &mut sink)?;
-    }
-    if !stream.interrupt.is_asked() {
-        let stopped = Instant::now();
-        saver.switch_over()?;
-        stream.pass(&mut saver, &mut sink)?;
-        stream.stopped = Some(stopped.elapsed());
-    }
-    if stream.interrupt.is_asked() {
+    let live = options.live && migration.support().pre_copy;
+    let saved = moving.save(&mut saver, &mut sink, live);
+    // It may have failed for that reason.
+    if moving.interrupt.is_asked() {
         saver.cancel()?;
         return Ok(End::Interrupted);
     }
-    saver.finish()?;
-    migration.set_state(before)?;
+    let stopped = saved?;
+    let resumed = saver.cancel();
+    moving.stopped = Some(stopped.elapsed());
+    sink.keep()
+        .map_err(|error| format!("Cannot keep the stream: {error}"))?;
+    resumed.map_err(NotResumed)?;
     Ok(End::Done)
 }
 
-impl Stream {
+/// The stream is whole and kept all the same.
+#[derive(Debug, thiserror::Error)]
+#[error("Stream complete, device not resumed")]
+struct NotResumed(#[source] vfio_user_client::Error);
+
+impl Move {
+    /// Moves all of it; when the device stopped.
+    fn save(
+        &mut self,
+        saver: &mut Saver,
+        sink: &mut Stream,
+        live: bool,
+    ) -> Result<Instant, Failure> {
+        self.start = Instant::now();
+        if live {
+            self.converge(saver, sink)?;
+        }
+        let stopped = Instant::now();
+        if !self.interrupt.is_asked() {
+            saver.switch_over()?;
+            self.pass(saver, sink)?;
+        }
+        Ok(stopped)
+    }
+
     /// Passes while the device runs, until the rest is little or does not get less.
-    fn converge(&mut self, saver: &mut Saver, sink: &mut OwnedFd) -> Result<(), Failure> {
-        let mut convergence = Convergence::new(LIMIT, None);
+    fn converge(&mut self, saver: &mut Saver, sink: &mut Stream) -> Result<(), Failure> {
+        let mut convergence = Convergence::new(LIMIT, None, false);
         while !self.interrupt.is_asked() {
             let start = Instant::now();
             let before = self.moved;
@@ -187,10 +206,10 @@ impl Stream {
     }
 
     /// Passes the stream on until there is nothing for now, or nothing more.
-    fn pass(&mut self, saver: &mut Saver, sink: &mut OwnedFd) -> Result<(), Failure> {
+    fn pass(&mut self, saver: &mut Saver, sink: &mut Stream) -> Result<(), Failure> {
         while !self.interrupt.is_asked() {
             match saver.iterate(sink)? {
-                Progress::Data(bytes) => self.moved += bytes,
+                Progress::Data(bytes) => self.moved += u64::try_from(bytes)?,
                 Progress::Idle | Progress::End => break,
             }
             if let Watch::Bar(_) = self.watch {
@@ -203,8 +222,8 @@ impl Stream {
     }
 }
 
-fn load_from(options: &Load, stream: &mut Stream) -> Result<End, Failure> {
-    let (mut source, total): (OwnedFd, _) = match &options.file {
+fn load_from(options: &Load, moving: &mut Move) -> Result<End, Failure> {
+    let (source, total): (OwnedFd, _) = match &options.file {
         Some(path) => {
             let file = File::open(path)
                 .map_err(|error| format!("Cannot read {}: {error}", path.display()))?;
@@ -216,29 +235,32 @@ fn load_from(options: &Load, stream: &mut Stream) -> Result<End, Failure> {
         }
         None => (io::stdin().as_fd().try_clone_to_owned()?, None),
     };
+    let mut source = Stream::new(source, &moving.interrupt)?;
     let client = attach(&options.socket, options.timeout)?;
     let migration = migration(&client, &options.socket)?;
     // Dropped on any way out of here, it resets the device.
     let mut loader = migration.load()?;
-    stream.start = Instant::now();
-    while !stream.interrupt.is_asked() {
-        match loader.load_from(&mut source)? {
-            0 => break,
-            length => stream.moved += u64::try_from(length)?,
+    moving.start = Instant::now();
+    while !moving.interrupt.is_asked() {
+        match loader.load_from(&mut source) {
+            Ok(0) => break,
+            Ok(length) => moving.moved += u64::try_from(length)?,
+            Err(_) if moving.interrupt.is_asked() => break,
+            Err(error) => return Err(error.into()),
         }
-        stream.watch.stream(stream.moved, total);
+        moving.watch.stream(moving.moved, total);
     }
     // Also when the other end of the pipe was interrupted with this one.
-    if stream.interrupt.is_asked() {
+    if moving.interrupt.is_asked() {
         loader.cancel()?;
         return Ok(End::Interrupted);
     }
-    if stream.moved == 0 {
+    if moving.moved == 0 {
         loader.cancel()?;
         return Err("Nothing loaded, the device is reset: there is nothing in the stream".into());
     }
     loader.finish(true).map_err(|error| {
-        let moved = size(stream.moved);
+        let moved = size(moving.moved);
         let after = format!("Nothing loaded after {moved}, the device is reset");
         NotLoaded(after, error)
     })?;
@@ -259,9 +281,8 @@ pub fn warn_of_reset(client: &Client, socket: &Path) {
         .is_some_and(|policy| policy == "reset")
     {
         let socket = socket.display();
-        eprintln!(
-            "vfio-user-ctl: {socket}: this backend resets its device when a client leaves, now; start it with \
-             --on-disconnect keep"
-        );
+        complain(&format!(
+            "{socket}: this backend resets its device when a client leaves, now; start it with --on-disconnect keep"
+        ));
     }
 }

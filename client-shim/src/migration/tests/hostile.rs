@@ -2,13 +2,16 @@
 //! Servers that answer migration with what nobody can want: nothing panics, hangs, grows or is believed.
 
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread;
 
 use proptest::prelude::*;
+use rustix::thread::gettid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::protocol::extension::migration as wire;
+use crate::protocol::feature::{MIG_DEVICE_STATE, SET};
 use crate::protocol::version::{Capabilities, Extension};
 use crate::protocol::{Command, extension};
 use crate::testing::{Message, Peer, word};
@@ -37,39 +40,37 @@ fn scripted(
             ..Capabilities::default()
         };
         peer.negotiate(&capabilities, &[]);
-        answer_all(peer, script);
+        answer_all(peer, &Mutex::new(script));
     });
     (client.unwrap(), server)
 }
 
 fn answer_all(
     peer: &mut Peer,
-    mut script: impl FnMut(Command, &Message) -> Result<Vec<u8>, u32> + Send + 'static,
+    script: &Mutex<impl FnMut(Command, &Message) -> Result<Vec<u8>, u32> + Send>,
 ) {
-    while let Some(mut request) = peer.next() {
-        let command = Command::try_from(request.header.command).unwrap();
-        if command == Command::MigChannel {
-            let end = UnixStream::from(request.fds.pop().unwrap());
-            peer.reply(&request, &[], &[]);
-            // Nothing but a reset comes on the main socket from here on.
-            let channel = thread::spawn(move || answer_all(&mut Peer::new(end), script));
-            while let Some(request) = peer.next() {
+    thread::scope(|scope| {
+        while let Some(mut request) = peer.next() {
+            let command = Command::try_from(request.header.command).unwrap();
+            if command == Command::MigChannel {
+                let end = UnixStream::from(request.fds.pop().unwrap());
                 peer.reply(&request, &[], &[]);
+                scope.spawn(|| answer_all(&mut Peer::new(end), script));
+                continue;
             }
-            channel.join().unwrap();
-            return;
+            let answer = script.lock().unwrap()(command, &request);
+            // The client may have hung up on what it got.
+            let _ = match answer {
+                Ok(body) => {
+                    let header = request.header.reply(body.len());
+                    peer.sender.send(&header, &[&body], &[])
+                }
+                Err(errno) => peer
+                    .sender
+                    .send(&request.header.error_reply(errno), &[], &[]),
+            };
         }
-        // The client may have hung up on what it got.
-        let _ = match script(command, &request) {
-            Ok(body) => {
-                let header = request.header.reply(body.len());
-                peer.sender.send(&header, &[&body], &[])
-            }
-            Err(errno) => peer
-                .sender
-                .send(&request.header.error_reply(errno), &[], &[]),
-        };
-    }
+    });
 }
 
 /// Features and states as of a device that has them, so that the interesting part is reached.
@@ -87,7 +88,7 @@ fn shared() -> MigrationFeatures {
     MigrationFeatures {
         channel: true,
         shared_memory: true,
-        ..MigrationFeatures::NONE
+        ..MigrationFeatures::default()
     }
 }
 
@@ -150,7 +151,7 @@ fn data_by_message_that_was_not_asked_for_is_refused() {
         ((1 << 20) + 1, (1 << 20) + 1),
         (0, 1),
     ] {
-        let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+        let (client, server) = scripted(MigrationFeatures::default(), move |command, request| {
             Ok(match command {
                 Command::DeviceFeature => sane(request),
                 Command::MigDataRead => [[8, said].as_bytes(), &vec![1; sent][..]].concat(),
@@ -169,10 +170,169 @@ fn data_by_message_that_was_not_asked_for_is_refused() {
     }
 }
 
+/// A channel on which nothing more can be said: the main socket leads back, and takes the next transfer.
+#[test]
+fn a_broken_channel_does_not_strand_the_source() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let (client, server) = scripted(shared(), move |command, request| {
+        let mut body = request.body.clone();
+        Ok(match command {
+            Command::DeviceFeature => {
+                let flags = word(&body, 4);
+                if flags == SET | MIG_DEVICE_STATE {
+                    log.lock().unwrap().push(word(&body, 8));
+                }
+                sane(request)
+            }
+            Command::MigShmRead => {
+                // The offset.
+                body[8] = 1;
+                body
+            }
+            Command::MigDataRead => [8, 0].as_bytes().to_vec(),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    let error = saver.chunk().unwrap_err();
+    assert!(matches!(error, Error::Reply { .. }), "{error:?}");
+    // What it had of the stream is lost, so it does not go on elsewhere.
+    let error = saver.chunk().unwrap_err();
+    assert!(matches!(error, Error::Disconnected), "{error:?}");
+    saver.cancel().unwrap();
+    let states = |states: &[State]| {
+        states
+            .iter()
+            .map(|state| u32::from(*state))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        *seen.lock().unwrap(),
+        states(&[State::StopCopy, State::Running])
+    );
+
+    let mut saver = migration.save(false).unwrap();
+    let second = client.migration().unwrap().unwrap();
+    assert!(matches!(second.save(false), Err(Error::InvalidArgument(_))));
+    saver.switch_over().unwrap();
+    assert_eq!(saver.iterate(&mut Vec::new()).unwrap(), Progress::End);
+    saver.finish().unwrap();
+    let mut loader = migration.load().unwrap();
+    loader.load(&[1; 3]).unwrap();
+    loader.finish(true).unwrap();
+    drop((second, client, migration));
+    server.join().unwrap();
+}
+
+/// Threads that wait for a server that does not answer are all released.
+#[test]
+fn a_mute_channel_does_not_keep_anybody_from_disconnecting() {
+    let (asked, wait) = mpsc::channel();
+    // Dropped at the end: only then are reads answered.
+    let (hold, held) = mpsc::channel::<()>();
+    let (client, server) = scripted(shared(), move |command, request| {
+        if command == Command::MigShmRead {
+            asked.send(()).unwrap();
+            let _ = held.recv();
+        }
+        Ok(match command {
+            Command::DeviceFeature => sane(request),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    thread::scope(|scope| {
+        let saving = scope.spawn(|| saver.chunk().map(drop));
+        wait.recv().unwrap();
+        let (started, id) = mpsc::channel();
+        let asking = scope.spawn({
+            let client = &client;
+            move || {
+                started.send(gettid()).unwrap();
+                client.migration().map(drop)
+            }
+        });
+        let stat = format!(
+            "/proc/self/task/{}/stat",
+            id.recv().unwrap().as_raw_nonzero()
+        );
+        while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+            thread::yield_now();
+        }
+        client.disconnect();
+        assert!(matches!(saving.join().unwrap(), Err(Error::Disconnected)));
+        assert!(matches!(asking.join().unwrap(), Err(Error::Disconnected)));
+    });
+    drop((hold, saver, client, migration));
+    server.join().unwrap();
+}
+
+/// The last piece says that it is the last; reads that were sent ahead of knowing it may well be refused.
+#[test]
+fn nothing_behind_the_end_of_a_stream_counts() {
+    let mut reads = 0;
+    let (client, server) = scripted(shared(), move |command, request| {
+        Ok(match command {
+            Command::DeviceFeature => sane(request),
+            Command::MigShmRead if reads == 0 => {
+                reads += 1;
+                let mut transfer = wire::ShmTransfer::read_from_bytes(&request.body).unwrap();
+                transfer.flags = wire::SHM_END_OF_STREAM;
+                transfer.as_bytes().to_vec()
+            }
+            Command::MigShmRead => return Err(22),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    let mut sink = Vec::new();
+    assert_eq!(saver.iterate(&mut sink).unwrap(), Progress::Data(1 << 20));
+    assert_eq!(saver.iterate(&mut sink).unwrap(), Progress::End);
+    saver.finish().unwrap();
+    drop((client, migration));
+    server.join().unwrap();
+}
+
+/// The destination runs by then: whatever becomes of the source, it does not.
+#[test]
+fn a_source_that_cannot_be_finished_is_not_started_again() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let (client, server) = scripted(MigrationFeatures::default(), move |command, request| {
+        if command == Command::DeviceFeature && word(&request.body, 4) == SET | MIG_DEVICE_STATE {
+            let state = State::try_from(word(&request.body, 8)).unwrap();
+            log.lock().unwrap().push(state);
+            if state == State::Stop {
+                return Err(5);
+            }
+        }
+        Ok(match command {
+            Command::DeviceFeature => sane(request),
+            Command::MigDataRead => [8, 0].as_bytes().to_vec(),
+            _ => Vec::new(),
+        })
+    });
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    assert_eq!(saver.iterate(&mut Vec::new()).unwrap(), Progress::End);
+    assert!(matches!(saver.finish(), Err(Error::Peer { errno: 5, .. })));
+    assert_eq!(*seen.lock().unwrap(), [State::StopCopy, State::Stop]);
+    drop((client, migration));
+    server.join().unwrap();
+}
+
 /// The caller is asked after each chunk, and can leave.
 #[test]
 fn a_stream_without_end_can_be_left() {
-    for features in [MigrationFeatures::NONE, shared()] {
+    for features in [MigrationFeatures::default(), shared()] {
         let (client, server) = scripted(features, |command, request| {
             Ok(match command {
                 Command::DeviceFeature => sane(request),
@@ -205,7 +365,7 @@ fn garbage_sizes_are_unknown() {
         (1 << 63, None),
         (u64::MAX, None),
     ] {
-        let (client, server) = scripted(MigrationFeatures::NONE, move |command, request| {
+        let (client, server) = scripted(MigrationFeatures::default(), move |command, request| {
             Ok(match command {
                 Command::DeviceFeature if word(&request.body, 4) & 0xffff == 9 => {
                     [&request.body[..8], size.as_bytes()].concat()
@@ -270,7 +430,7 @@ proptest! {
         honest in 0_usize..8,
         all in any::<bool>(),
     ) {
-        let features = if all { MigrationFeatures::ALL } else { MigrationFeatures::NONE };
+        let features = if all { MigrationFeatures::ALL } else { MigrationFeatures::default() };
         let mut answers = answers.into_iter().cycle();
         let mut seen = 0;
         let (client, server) = scripted(features, move |command, request| {

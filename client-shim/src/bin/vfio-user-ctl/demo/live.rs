@@ -170,7 +170,7 @@ fn move_loaded(
     match end? {
         End::Done => {}
         End::Stalled(needs) => return Err(transfer::explain(&needs, &plan).into()),
-        End::Unpredictable | End::Interrupted => return Err("The migration was given up".into()),
+        End::Interrupted => return Err("The migration was given up".into()),
     }
     let downtime = timeline.downtime.unwrap_or_default();
     let expected = timeline.expected.map_or_else(|| "?".to_owned(), time);

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use vfio_user_client::{Spawned, spawn};
 
 use crate::args::{self, Demo};
-use crate::report::{Failure, bytes, chain, json as print_json, milliseconds, print};
+use crate::report::{Failure, bytes, chain, complain, json as print_json, milliseconds, print};
 use crate::transfer::timeline::Timeline;
 use crate::units::size;
 
@@ -113,7 +113,7 @@ pub fn run(options: &Demo) -> ExitCode {
             ExitCode::SUCCESS
         }
         Some(failure) => {
-            eprintln!("vfio-user-ctl: {failure}");
+            complain(&failure);
             ExitCode::FAILURE
         }
     }

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A device from one backend to another, live: passes until what is left fits into the limit, then the switch-over.
 //!
-//! `pace` is the link between them, `timeline` what happened, `watch` who is told, `picture` the report.
+//! `convergence` says when that is, `pace` is the link between them, `timeline` what happened, `watch` who is told, `picture` the report.
 
+pub mod convergence;
 mod pace;
 pub mod picture;
 pub mod timeline;
 pub mod watch;
 
-use std::thread;
 use std::time::{Duration, Instant};
 
-use vfio_user_client::migration::{
-    Chunk, Convergence, Decision, Loader, Migration, Needs, Pending, Saver,
-};
+use vfio_user_client::migration::{Chunk, Loader, Migration, Pending, Saver};
 
 use crate::interrupt::Interrupt;
-use crate::report::Failure;
+use crate::report::{Failure, chain, complain};
 use crate::units::{milliseconds_up, rate, size, time};
+use convergence::{Convergence, Decision, Needs};
 use pace::Pace;
 use timeline::{Pass, Timeline};
 use watch::Watch;
@@ -44,8 +43,6 @@ pub enum End {
     Done,
     /// It will not converge.
     Stalled(Needs),
-    /// Nobody can say whether it will: the device does not tell how much a stop-copy takes.
-    Unpredictable,
     Interrupted,
 }
 
@@ -108,7 +105,8 @@ enum Stretch {
     Interrupted,
 }
 
-/// Migrates. A failure of any kind leaves the source running and the destination reset.
+/// Migrates. A failure of any kind leaves the source running and the destination reset; once the destination runs
+/// there is none.
 pub fn run(
     from: &Migration,
     to: &Migration,
@@ -127,7 +125,7 @@ pub fn run(
         pace: plan
             .bandwidth
             .map(|bandwidth| Pace::new(bandwidth, Instant::now())),
-        convergence: Convergence::new(plan.limit, plan.bandwidth),
+        convergence: Convergence::new(plan.limit, plan.bandwidth, plan.strict),
         plan,
         timeline,
         watch,
@@ -163,10 +161,10 @@ impl Transfer<'_> {
             let (bytes, took) = (self.timeline.moved - before, start.elapsed());
             self.convergence.moved(bytes, took);
             // Before the question, which begins another pass.
-            let ready = self.loader.ready().map_err(destination)?;
+            let ready = !pre_copy || self.loader.ready().map_err(destination)?;
             pending = self.saver.pending(true).map_err(source)?;
             let decision = self.convergence.pass_ended(&pending, ready);
-            let expected = self.convergence.expected(pending.total());
+            let expected = self.convergence.expected(&pending);
             self.timeline.expected = expected;
             let sample = self.timeline.sample(pending.total(), expected);
             self.watch.sample(&sample);
@@ -180,23 +178,12 @@ impl Transfer<'_> {
             self.timeline.passes.push(pass);
             self.watch.pass(self.timeline.passes.len(), &pass);
             match decision {
-                Decision::SwitchOver if pending.unknown && self.plan.strict => {
-                    return Ok(Err(End::Unpredictable));
-                }
                 Decision::SwitchOver => return Ok(Ok(pending)),
-                Decision::Stalled(needs) => {
-                    // Nothing is known of the link, and nobody asked for a limit: there is no better moment.
-                    let blind = needs.limit.is_none() && !needs.not_ready && !self.plan.strict;
-                    return Ok(if blind {
-                        Ok(pending)
-                    } else {
-                        Err(End::Stalled(needs))
-                    });
-                }
+                Decision::Stalled(needs) => return Ok(Err(End::Stalled(needs))),
                 Decision::GoOn => guest.pass_ended(self.timeline.passes.len(), &pass),
             }
             if bytes == 0 && pre_copy {
-                thread::sleep(REST);
+                self.plan.interrupt.sleep(REST);
             }
         }
     }
@@ -220,7 +207,10 @@ impl Transfer<'_> {
         self.timeline.downtime = Some(start.elapsed());
         self.timeline.ended = Some(self.timeline.now());
         self.timeline.sample(0, Some(Duration::ZERO));
-        self.saver.finish().map_err(source)?;
+        if let Err(error) = self.saver.finish() {
+            // It does not run, and the destination does: that is what was asked for.
+            complain(&format!("{}; it stands still", chain(&source(error))));
+        }
         Ok(End::Done)
     }
 
@@ -242,11 +232,11 @@ impl Transfer<'_> {
             self.timeline.moved += length;
             moved = moved.saturating_add(length);
             if let Some(pace) = &mut self.pace {
-                thread::sleep(pace.send(length, Instant::now()));
+                self.plan.interrupt.sleep(pace.send(length, Instant::now()));
             }
             if self.timeline.is_due() {
                 let pending = self.saver.pending(false).map_err(source)?;
-                let expected = self.convergence.expected(pending.total());
+                let expected = self.convergence.expected(&pending);
                 let sample = self.timeline.sample(pending.total(), expected);
                 self.watch.sample(&sample);
             }
@@ -265,6 +255,11 @@ pub fn explain(needs: &Needs, plan: &Plan) -> String {
             "It will not converge: {remaining} remain, and the destination never had all of the initial data. \
              The source runs on"
         );
+    }
+    if needs.unknown {
+        return "The device does not say how much a stop-copy takes, so no --downtime-limit can be kept; without one \
+                it migrates. The source runs on"
+            .to_owned();
     }
     let Some(limit) = needs.limit else {
         return format!(
@@ -333,6 +328,7 @@ mod tests {
             limit: Some(Duration::from_micros(2_602_106)),
             bandwidth: Some(123_600_000),
             not_ready: false,
+            unknown: false,
         };
         let text = explain(&needs, &plan());
         assert_eq!(
@@ -360,5 +356,10 @@ mod tests {
             let text = explain(&needs, &plan());
             assert!(text.contains("295 MiB") && !text.contains('\n'), "{text}");
         }
+        let unknown = Needs {
+            unknown: true,
+            ..needs
+        };
+        assert!(explain(&unknown, &plan()).contains("does not say"));
     }
 }

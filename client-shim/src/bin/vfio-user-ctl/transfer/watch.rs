@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Progress for people: a bar on a terminal, a line for each pass elsewhere, on stderr.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::timeline::{Pass, Sample};
+use crate::report::say;
 use crate::units::{moved_in, size, time};
 
 /// Who is told.
@@ -87,9 +88,4 @@ impl Watch {
             bar.finish_and_clear();
         }
     }
-}
-
-fn say(line: &str) {
-    // Not the macro, which panics where stderr is closed.
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

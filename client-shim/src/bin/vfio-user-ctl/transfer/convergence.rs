@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use super::Pending;
+use vfio_user_client::migration::Pending;
+
+use crate::units::{float, whole};
 
 /// Passes in a row that do not lower the expected downtime before a migration counts as stalled.
 const PATIENCE: u32 = 5;
@@ -21,6 +23,8 @@ const SLOW_BELOW: f64 = 0.8;
 #[derive(Clone, Debug)]
 pub struct Convergence {
     limit: Duration,
+    /// What cannot be predicted is not risked.
+    strict: bool,
     /// Bytes a second, as given.
     given: Option<f64>,
     /// What was measured.
@@ -48,22 +52,24 @@ pub enum Decision {
 pub struct Needs {
     /// Bytes that remain.
     pub remaining: u64,
-    /// A limit that is enough at this bandwidth; `None` where no bandwidth is known.
+    /// A limit that is enough at this bandwidth; `None` where that cannot be predicted.
     pub limit: Option<Duration>,
-    /// Bytes a second that are enough for this limit; `None` where none is (a limit of 0).
+    /// Bytes a second that are enough for this limit; `None` where none is (a limit of 0), or nobody knows.
     pub bandwidth: Option<u64>,
     /// The destination has not acknowledged, or initial data is left.
     pub not_ready: bool,
+    /// The device does not say how much a stop-copy takes.
+    pub unknown: bool,
 }
 
 impl Convergence {
     /// `bandwidth` in bytes a second where it is known; else it is measured. Also where it is known, what is measured
-    /// counts once that is clearly less.
-    #[must_use]
-    pub fn new(limit: Duration, bandwidth: Option<u64>) -> Self {
+    /// counts once that is clearly less. Unless `strict`, what cannot be predicted is risked.
+    pub fn new(limit: Duration, bandwidth: Option<u64>, strict: bool) -> Self {
         Self {
             limit,
-            given: bandwidth.map(to_f64).filter(|rate| *rate > 0.0),
+            strict,
+            given: bandwidth.map(float).filter(|rate| *rate > 0.0),
             bytes: 0.0,
             seconds: 0.0,
             passes: 0,
@@ -75,13 +81,12 @@ impl Convergence {
     /// So many bytes were moved in this time.
     pub fn moved(&mut self, bytes: u64, took: Duration) {
         if bytes > 0 {
-            self.bytes += to_f64(bytes);
+            self.bytes += float(bytes);
             self.seconds += took.as_secs_f64();
         }
     }
 
     /// Bytes a second; `None` before anything is known (a MiB has to be moved for that).
-    #[must_use]
     pub fn bandwidth(&self) -> Option<f64> {
         let measured = self.bytes / self.seconds;
         let slow = |given: f64| self.bytes >= SLOW_AFTER && measured < given * SLOW_BELOW;
@@ -92,36 +97,35 @@ impl Convergence {
         rate.filter(|rate| rate.is_finite() && *rate > 0.0)
     }
 
-    /// How long it takes to move so many bytes. `None` before a bandwidth is known; more than a `Duration` holds is
-    /// its maximum.
-    #[must_use]
-    pub fn expected(&self, bytes: u64) -> Option<Duration> {
-        if bytes == 0 {
-            return Some(Duration::ZERO);
+    /// How long it takes to move so much. `None` before a bandwidth is known, and where the device does not say how
+    /// much it is.
+    pub fn expected(&self, pending: &Pending) -> Option<Duration> {
+        match self.bandwidth() {
+            // Nothing takes no time over any link.
+            None if pending.total() > 0 => None,
+            rate => pending.expected(rate.unwrap_or_default()),
         }
-        Some(at_rate(bytes, self.bandwidth()?))
     }
 
     /// How long it takes at the most: what few bytes took is mostly the time of their messages.
-    fn at_worst(&self, bytes: u64) -> Option<Duration> {
-        self.expected(bytes)
-            .or_else(|| (self.bytes > 0.0).then(|| at_rate(bytes, self.bytes / self.seconds)))
-    }
-
-    /// Passes so far.
-    #[must_use]
-    pub fn passes(&self) -> u32 {
-        self.passes
+    fn at_worst(&self, pending: &Pending) -> Option<Duration> {
+        let measured = (self.bytes > 0.0).then(|| self.bytes / self.seconds);
+        let slowest = || pending.expected(measured?);
+        self.expected(pending).or_else(slowest)
     }
 
     /// A pass is over: `pending` as the device says now, `ready` as the destination says.
     pub fn pass_ended(&mut self, pending: &Pending, ready: bool) -> Decision {
         self.passes = self.passes.saturating_add(1);
-        let expected = self.expected(pending.total());
+        let known_part = Pending {
+            unknown: pending.unknown && self.strict,
+            ..*pending
+        };
+        let expected = self.expected(&known_part);
         let ready = ready && pending.initial_done && pending.initial == 0;
         // Nothing was moved and nothing is known of the way: a limit means nothing yet.
         let known = self.given.is_some() || self.bytes > 0.0 || self.passes > 1;
-        let at_worst = self.at_worst(pending.total());
+        let at_worst = self.at_worst(&known_part);
         if ready && known && at_worst.is_some_and(|at_worst| at_worst <= self.limit) {
             return Decision::SwitchOver;
         }
@@ -135,44 +139,29 @@ impl Convergence {
         if self.since < PATIENCE {
             return Decision::GoOn;
         }
-        Decision::Stalled(self.needs(pending, ready))
+        let needs = self.needs(pending, ready);
+        // There is no better moment that could be told.
+        if ready && !self.strict && needs.limit.is_none() {
+            return Decision::SwitchOver;
+        }
+        Decision::Stalled(needs)
     }
 
     /// What it would take to switch over with so much pending.
-    #[must_use]
-    pub fn needs(&self, pending: &Pending, ready: bool) -> Needs {
+    fn needs(&self, pending: &Pending, ready: bool) -> Needs {
         let remaining = pending.total();
         let seconds = self.limit.as_secs_f64();
-        let bandwidth = (to_f64(remaining) / seconds).ceil();
+        let bandwidth = (float(remaining) / seconds).ceil();
         Needs {
             remaining,
             limit: self
-                .expected(remaining)
+                .expected(pending)
                 .filter(|needed| *needed != Duration::MAX),
-            bandwidth: (seconds > 0.0).then(|| to_u64(bandwidth)),
+            bandwidth: (seconds > 0.0 && !pending.unknown).then(|| whole(bandwidth)),
             not_ready: !ready,
+            unknown: pending.unknown,
         }
     }
-}
-
-fn at_rate(bytes: u64, rate: f64) -> Duration {
-    Duration::try_from_secs_f64(to_f64(bytes) / rate).unwrap_or(Duration::MAX)
-}
-
-/// Sizes here are below 2^63; what is lost is less than a thousandth of a millionth.
-#[expect(clippy::cast_precision_loss, reason = "an estimate")]
-fn to_f64(bytes: u64) -> f64 {
-    bytes as f64
-}
-
-/// Saturates, and takes what is no number for 0, as `as` does.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "saturation is wanted"
-)]
-fn to_u64(value: f64) -> u64 {
-    value as u64
 }
 
 #[cfg(test)]
@@ -195,11 +184,11 @@ mod tests {
 
     /// The last decision of a migration that stays where it is, and the passes until then.
     fn settle(limit: Duration, bandwidth: Option<u64>, total: u64) -> (Decision, u32) {
-        let mut convergence = Convergence::new(limit, bandwidth);
+        let mut convergence = Convergence::new(limit, bandwidth, true);
         loop {
             match convergence.pass_ended(&pending(total), true) {
-                Decision::GoOn => assert!(convergence.passes() < 100),
-                decision => return (decision, convergence.passes()),
+                Decision::GoOn => assert!(convergence.passes < 100),
+                decision => return (decision, convergence.passes),
             }
         }
     }
@@ -238,22 +227,22 @@ mod tests {
 
     #[test]
     fn bandwidth_is_measured_where_none_was_given() {
-        let mut convergence = Convergence::new(ms(100), None);
+        let mut convergence = Convergence::new(ms(100), None, true);
         assert_eq!(convergence.bandwidth(), None);
-        assert_eq!(convergence.expected(1), None);
-        assert_eq!(convergence.expected(0), Some(Duration::ZERO));
+        assert_eq!(convergence.expected(&pending(1)), None);
+        assert_eq!(convergence.expected(&pending(0)), Some(Duration::ZERO));
         convergence.moved(0, ms(1000));
         assert_eq!(convergence.bandwidth(), None, "time without bytes");
         convergence.moved((1 << 20) - 1, ms(500));
         assert_eq!(convergence.bandwidth(), None, "too little to tell");
         convergence.moved((3 << 20) + 1, ms(500));
         assert_eq!(convergence.bandwidth(), Some(f64::from(4 << 20)));
-        assert_eq!(convergence.expected(2 << 20), Some(ms(500)));
-        let mut given = Convergence::new(ms(100), Some(1000));
+        assert_eq!(convergence.expected(&pending(2 << 20)), Some(ms(500)));
+        let mut given = Convergence::new(ms(100), Some(1000), true);
         given.moved(1 << 40, ms(1));
         assert_eq!(given.bandwidth(), Some(1000.0));
         // A link of 100 MiB/s, and a device that gives 80, then less.
-        let mut slow = Convergence::new(ms(100), Some(100 << 20));
+        let mut slow = Convergence::new(ms(100), Some(100 << 20), true);
         slow.moved(80 << 20, ms(1000));
         assert_eq!(slow.bandwidth(), Some(f64::from(100 << 20)));
         slow.moved(40 << 20, ms(1000));
@@ -268,7 +257,7 @@ mod tests {
             (1 << 30, Duration::MAX, Some(true)),
             (u64::MAX, Duration::from_nanos(1), Some(true)),
         ] {
-            let mut convergence = Convergence::new(ms(1), Some(0));
+            let mut convergence = Convergence::new(ms(1), Some(0), true);
             convergence.moved(bytes, took);
             assert_eq!(
                 convergence.bandwidth().map(|rate| rate > 0.0),
@@ -276,18 +265,18 @@ mod tests {
                 "{bytes} {took:?}"
             );
             // Nothing panics, and nothing is promised.
-            let _ = convergence.expected(u64::MAX >> 1);
+            let _ = convergence.expected(&pending(u64::MAX >> 1));
             let _ = convergence.pass_ended(&pending(u64::MAX >> 1), true);
         }
-        let mut slow = Convergence::new(ms(1), None);
+        let mut slow = Convergence::new(ms(1), None, true);
         slow.moved(1 << 20, Duration::MAX);
-        assert_eq!(slow.expected(u64::MAX >> 1), Some(Duration::MAX));
+        assert_eq!(slow.expected(&pending(u64::MAX >> 1)), Some(Duration::MAX));
         assert_eq!(slow.needs(&pending(GIB), true).limit, None);
     }
 
     #[test]
     fn nothing_is_decided_from_nothing() {
-        let mut convergence = Convergence::new(ms(300), None);
+        let mut convergence = Convergence::new(ms(300), None, true);
         let first = convergence.pass_ended(&pending(0), true);
         assert_eq!(first, Decision::GoOn, "nothing moved, nothing known");
         let second = convergence.pass_ended(&pending(0), true);
@@ -306,10 +295,45 @@ mod tests {
     }
 
     #[test]
+    fn a_size_that_is_not_known_is_risked_by_request_only() {
+        for (total, rate) in [(0, Some(GIB)), (1000, Some(GIB)), (0, None)] {
+            let pending = Pending {
+                unknown: true,
+                ..pending(total)
+            };
+            let mut strict = Convergence::new(ms(300), rate, true);
+            assert_eq!(strict.expected(&pending), None, "{total}");
+            let decision = (0..PATIENCE).map(|_| strict.pass_ended(&pending, true));
+            let needs = Needs {
+                remaining: total,
+                limit: None,
+                bandwidth: None,
+                not_ready: false,
+                unknown: true,
+            };
+            assert_eq!(decision.last(), Some(Decision::Stalled(needs)));
+            let mut other = Convergence::new(ms(300), rate, false);
+            assert_eq!(other.expected(&pending), None, "risked, not promised");
+            let mut decisions = (0..2).map(|_| other.pass_ended(&pending, true));
+            assert!(decisions.any(|decision| decision == Decision::SwitchOver));
+        }
+        // Nor is one that does not get any lower waited for, whatever it is.
+        let pending = Pending {
+            unknown: true,
+            ..pending(GIB)
+        };
+        let mut other = Convergence::new(ms(300), Some(GIB), false);
+        let last = (0..=PATIENCE)
+            .map(|_| other.pass_ended(&pending, true))
+            .last();
+        assert_eq!(last, Some(Decision::SwitchOver));
+    }
+
+    #[test]
     fn few_bytes_tell_what_it_takes_at_the_most() {
-        let mut convergence = Convergence::new(ms(100), None);
+        let mut convergence = Convergence::new(ms(100), None, true);
         convergence.moved(1000, ms(1));
-        assert_eq!(convergence.expected(50_000), None);
+        assert_eq!(convergence.expected(&pending(50_000)), None);
         let decision = convergence.clone().pass_ended(&pending(50_000), true);
         assert_eq!(decision, Decision::SwitchOver);
         let decision = convergence.pass_ended(&pending(200_000), true);
@@ -327,7 +351,7 @@ mod tests {
             ..pending(1)
         };
         for (pending, ready) in [(pending(1), false), (not_done, true), (some_left, true)] {
-            let mut convergence = Convergence::new(ms(300), Some(GIB));
+            let mut convergence = Convergence::new(ms(300), Some(GIB), true);
             for _ in 0..PATIENCE {
                 assert_eq!(convergence.pass_ended(&pending, ready), Decision::GoOn);
             }
@@ -340,7 +364,7 @@ mod tests {
 
     #[test]
     fn it_stalls_once_no_pass_lowers_it() {
-        let mut convergence = Convergence::new(ms(1), Some(1000));
+        let mut convergence = Convergence::new(ms(1), Some(1000), true);
         // Down, a little up and down again, and then up and down above the lowest.
         for total in [900, 800, 850, 840, 830, 820, 700, 900, 720, 701, 700] {
             let decision = convergence.pass_ended(&pending(total), true);
@@ -352,6 +376,7 @@ mod tests {
             limit: Some(ms(750)),
             bandwidth: Some(750_000),
             not_ready: false,
+            unknown: false,
         };
         assert_eq!(decision, Decision::Stalled(needs));
     }

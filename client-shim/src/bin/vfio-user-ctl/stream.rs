@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where a stream goes or comes from: files, pipes, sockets, in waits that Ctrl-C ends.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use rustix::event::PollFlags;
+use rustix::fs::{FileType, fstat, fsync};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+
+use crate::interrupt::Interrupt;
+
+/// What a pipe with any room takes without waiting (`PIPE_BUF`), in bytes.
+const PIECE: usize = 4096;
+
+/// One end of a stream. Reads and writes fail once the user wants it to end.
+#[derive(Debug)]
+pub struct Stream {
+    fd: OwnedFd,
+    interrupt: Interrupt,
+    /// Bytes of the longest write.
+    most: usize,
+    /// What it will be once it is whole.
+    file: Option<NewFile>,
+}
+
+impl Stream {
+    pub fn new(fd: OwnedFd, interrupt: &Interrupt) -> io::Result<Self> {
+        let mode = fstat(&fd)?.st_mode;
+        let never_waits = FileType::from_raw_mode(mode) == FileType::RegularFile;
+        Ok(Self {
+            fd,
+            interrupt: interrupt.clone(),
+            most: if never_waits { usize::MAX } else { PIECE },
+            file: None,
+        })
+    }
+
+    /// A file that is there, whole, once [`Self::keep`] returns; what was there before stays until then. Devices and
+    /// FIFOs are written to as they are.
+    pub fn create(path: &Path, interrupt: &Interrupt) -> io::Result<Self> {
+        let before = fs::metadata(path).ok();
+        if before.as_ref().is_some_and(|before| !before.is_file()) {
+            return Self::new(File::create(path)?.into(), interrupt);
+        }
+        // A link stays one.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", process::id()));
+        let temporary = path.with_file_name(name);
+        let file = File::create_new(&temporary)?;
+        let new = NewFile { temporary, path };
+        if let Some(before) = before {
+            file.set_permissions(before.permissions())?;
+        }
+        Ok(Self {
+            file: Some(new),
+            ..Self::new(file.into(), interrupt)?
+        })
+    }
+
+    /// The stream is complete: it is on disk when this returns, if it goes there.
+    pub fn keep(mut self) -> io::Result<()> {
+        let Some(new) = self.file.take() else {
+            return Ok(());
+        };
+        fsync(&self.fd)?;
+        fs::rename(&new.temporary, &new.path)?;
+        match new
+            .path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => File::open(".")?.sync_all(),
+        }
+    }
+
+    fn wait(&self, what: PollFlags) -> Result<(), VolatileMemoryError> {
+        match self.interrupt.wait_for(&self.fd, what) {
+            Ok(true) => Ok(()),
+            // Not the kind `Interrupted`, after which it would be tried again.
+            Ok(false) => Err(io::Error::other("Interrupted")),
+            Err(error) => Err(error),
+        }
+        .map_err(VolatileMemoryError::IOError)
+    }
+}
+
+impl WriteVolatile for Stream {
+    fn write_volatile<B: BitmapSlice>(
+        &mut self,
+        data: &VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        self.wait(PollFlags::OUT)?;
+        let part = data.subslice(0, data.len().min(self.most))?;
+        self.fd.write_volatile(&part)
+    }
+}
+
+impl ReadVolatile for Stream {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        room: &mut VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        self.wait(PollFlags::IN)?;
+        self.fd.read_volatile(room)
+    }
+}
+
+/// A file that is not what it is to be; removed, unless it was renamed.
+#[derive(Debug)]
+struct NewFile {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // Fails where it was renamed.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_when_the_stream_is_kept_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, b"old").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        symlink("file", &link).unwrap();
+        for keep in [false, true] {
+            let mut stream = Stream::create(&link, &Interrupt::default()).unwrap();
+            let mut data = *b"new";
+            stream
+                .write_all_volatile(&VolatileSlice::from(&mut data[..]))
+                .unwrap();
+            assert_eq!(fs::read(&file).unwrap(), b"old");
+            if keep {
+                stream.keep().unwrap();
+                assert_eq!(fs::read(&file).unwrap(), b"new");
+            } else {
+                drop(stream);
+                assert_eq!(fs::read(&file).unwrap(), b"old");
+            }
+            assert!(link.is_symlink());
+            let mode = fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        }
+    }
+}
