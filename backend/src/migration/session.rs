@@ -555,7 +555,7 @@ impl Migration {
             }),
         };
         if self.is_undone(&inner) {
-                        // What the guest set up may have been read after the reset, and the device's data before.
+            // What the guest set up may have been read after the reset, and the device's data before.
             inner.transfer = Transfer::None;
             return Err(Error::Reset);
         }

@@ -12,4 +12,5 @@ mod memory;
 const MIB: usize = 1 << 20;
 const EBUSY: u32 = 16;
 const EINVAL: u32 = 22;
+const ENOTTY: u32 = 25;
 const EPROTO: u32 = 71;
