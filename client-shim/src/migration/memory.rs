@@ -9,10 +9,12 @@ use vm_memory::VolatileSlice;
 use crate::Error;
 use crate::mapping::MappedArea;
 
-/// Bytes of the longest chunk, by message or in a slot.
+/// Bytes of the longest chunk that goes on the socket that the guest's accesses take, too.
 pub(super) const CHUNK: usize = 1 << 20;
+/// Bytes of a slot, and of the longest chunk beside that socket: what a message costs is shared by as many.
+pub(super) const SLOT: usize = 4 << 20;
 /// One is with the caller, the others are with the server.
-pub(super) const SLOTS: usize = 4;
+pub(super) const SLOTS: usize = 3;
 
 /// Memory that the server has too. It cannot be shortened under either side.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ impl SharedMemory {
         let fd = memfd_create("migration", flags)?;
         ftruncate(&fd, size())?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let area = MappedArea::new(fd.as_fd(), 0, CHUNK * SLOTS, true)?;
+        let area = MappedArea::new(fd.as_fd(), 0, SLOT * SLOTS, true)?;
         Ok(Self { fd, area })
     }
 
@@ -42,7 +44,7 @@ impl SharedMemory {
 
     /// Where a slot begins, in bytes.
     pub(super) fn offset(&self, slot: usize) -> u64 {
-        to_u64(slot % SLOTS * CHUNK)
+        to_u64(slot % SLOTS * SLOT)
     }
 
     /// So many bytes of a slot, from `start`.
@@ -56,18 +58,18 @@ impl SharedMemory {
             offset: to_u64(start),
             length,
         };
-        if start.checked_add(length).is_none_or(|end| end > CHUNK) {
+        if start.checked_add(length).is_none_or(|end| end > SLOT) {
             return Err(out_of_range());
         }
         let memory = self.area.as_volatile_slice();
         memory
-            .subslice(slot % SLOTS * CHUNK + start, length)
+            .subslice(slot % SLOTS * SLOT + start, length)
             .map_err(|_| out_of_range())
     }
 }
 
 fn size() -> u64 {
-    to_u64(CHUNK * SLOTS)
+    to_u64(SLOT * SLOTS)
 }
 
 /// A size of this address space.

@@ -98,7 +98,7 @@ impl Saver {
         }
     }
 
-    /// Reads one chunk, of at most 1 MiB. It is valid until the next call.
+    /// Reads one chunk, of at most 4 MiB. It is valid until the next call.
     ///
     /// # Errors
     /// [`Error::Peer`] with the device's errno, [`Error::Reply`] for data that was not asked for, and what a lost
@@ -127,7 +127,7 @@ impl Saver {
     }
 
     /// What is still to be moved. `exact` asks the device, which begins another pass if it has one; else the last
-    /// answer less what was read since. Chunks that were read ahead (3 MiB at the most, none when a pass is over)
+    /// answer less what was read since. Chunks that were read ahead (4 MiB at the most, none when a pass is over)
     /// count as moved.
     ///
     /// # Errors

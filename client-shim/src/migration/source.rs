@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 use zerocopy::IntoBytes;
 
 use super::link::Link;
-use super::memory::{CHUNK, SLOTS, SharedMemory, to_u64};
+use super::memory::{CHUNK, SLOT, SLOTS, SharedMemory, to_u64};
 use super::saver::Progress;
 use crate::Error;
 use crate::client::expect_length;
@@ -50,6 +50,8 @@ pub(super) struct Shared {
     before: usize,
     /// Reads that may be under way at a time.
     depth: usize,
+    /// Bytes of one read.
+    piece: usize,
     /// Bytes that pre-copy is expected to give before there is nothing for now.
     expected: u64,
     /// The server said that there is no more; what is under way is only collected.
@@ -67,8 +69,9 @@ impl Source {
                 ahead: 0,
                 before: 0,
                 expected: 0,
-                // On the main socket a read ahead would make an access of the guest wait for it.
+                // On the main socket an access of the guest would wait for a long read, and for one ahead.
                 depth: if apart { SLOTS - 1 } else { 1 },
+                piece: if apart { SLOT } else { CHUNK },
                 draining: false,
             }),
             None => Self::Messages(Messages {
@@ -202,7 +205,7 @@ impl Shared {
     /// Sends as many reads ahead as may be; one in any case.
     fn top_up(&mut self, link: &Link, stopped: bool) -> Result<(), Error> {
         while self.ahead < self.depth {
-            let asked = to_u64(self.ahead * CHUNK);
+            let asked = to_u64(self.ahead * self.piece);
             if self.ahead > 0 && !stopped && asked >= self.expected {
                 break;
             }
@@ -210,7 +213,7 @@ impl Shared {
                 argsz: size_u32::<ShmTransfer>(),
                 flags: 0,
                 offset: self.memory.offset(self.first + self.ahead),
-                size: to_u64(CHUNK),
+                size: to_u64(self.piece),
             };
             link.data(self.apart)
                 .send_ahead(Command::MigShmRead, &[request.as_bytes()])?;
@@ -225,13 +228,14 @@ impl Shared {
         self.first += 1;
         self.ahead -= 1;
         self.before = self.before.saturating_sub(1);
+        let most = self.piece;
         link.data(self.apart).next_reply(|body| {
             let reply: ShmTransfer = Reader::new(body).take("mig_shm_read")?;
             if reply.offset != offset {
                 return Err(bad("mig_shm_read.offset", reply.offset));
             }
             match usize::try_from(reply.size) {
-                Ok(length) if length <= CHUNK => Ok((length, reply.flags)),
+                Ok(length) if length <= most => Ok((length, reply.flags)),
                 _ => Err(bad("mig_shm_read.size", reply.size)),
             }
         })

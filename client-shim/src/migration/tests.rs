@@ -11,6 +11,7 @@ use device::{Device, serve};
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
+use super::memory::{CHUNK, SLOT};
 use super::*;
 use crate::protocol::migration::MigrationState as State;
 use crate::testing::try_client;
@@ -318,7 +319,7 @@ fn pending_is_the_same_asked_or_estimated() {
 /// A read behind the end of a pass would begin another.
 #[test]
 fn no_more_is_read_ahead_than_a_pass_has() {
-    for length in [1, 1 << 20, (1 << 20) + 1, (5 << 20) + 17] {
+    for length in [1, SLOT, SLOT + 1, 5 * SLOT + 17] {
         let device = Device {
             passes: vec![bytes(1, length)],
             ..Device::default()
@@ -330,7 +331,7 @@ fn no_more_is_read_ahead_than_a_pass_has() {
         assert_eq!(pass(&mut saver, &mut found), Progress::Idle);
         assert_eq!(found.len(), length);
         // One that is not filled tells the end.
-        let reads = length / (1 << 20) + 1;
+        let reads = length / SLOT + 1;
         assert_eq!(device.lock().unwrap().reads, reads, "{length}");
         drop((saver, client, migration));
         server.join().unwrap();

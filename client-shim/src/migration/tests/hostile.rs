@@ -293,7 +293,7 @@ fn nothing_behind_the_end_of_a_stream_counts() {
     let mut saver = migration.save(false).unwrap();
     saver.switch_over().unwrap();
     let mut sink = Vec::new();
-    assert_eq!(saver.iterate(&mut sink).unwrap(), Progress::Data(1 << 20));
+    assert_eq!(saver.iterate(&mut sink).unwrap(), Progress::Data(SLOT));
     assert_eq!(saver.iterate(&mut sink).unwrap(), Progress::End);
     saver.finish().unwrap();
     drop((client, migration));
@@ -332,7 +332,7 @@ fn a_source_that_cannot_be_finished_is_not_started_again() {
 /// The caller is asked after each chunk, and can leave.
 #[test]
 fn a_stream_without_end_can_be_left() {
-    for features in [MigrationFeatures::default(), shared()] {
+    for (features, chunk) in [(MigrationFeatures::default(), CHUNK), (shared(), SLOT)] {
         let (client, server) = scripted(features, |command, request| {
             Ok(match command {
                 Command::DeviceFeature => sane(request),
@@ -349,7 +349,7 @@ fn a_stream_without_end_can_be_left() {
         saver.switch_over().unwrap();
         for _ in 0..100 {
             let progress = saver.iterate(&mut Vec::new()).unwrap();
-            assert_eq!(progress, Progress::Data(1 << 20));
+            assert_eq!(progress, Progress::Data(chunk));
         }
         saver.cancel().unwrap();
         drop((client, migration));
