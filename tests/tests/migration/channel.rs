@@ -136,6 +136,25 @@ fn a_channel_that_is_out_of_step_is_closed_and_the_client_served_on() {
     assert_eq!(client.state(), PreCopy);
 }
 
+/// What a client falls back to whose channel broke: the main socket leads its device back, and moves it.
+#[test]
+fn without_its_channel_a_client_goes_on_on_the_main_socket() {
+    let (backend, target) = (Backend::start(), Backend::start());
+    let mut client = client(&backend, &ALL);
+    let mut channel = open_channel(&mut client);
+    channel.set_state(StopCopy);
+    channel.data_read(100).unwrap();
+    drop(channel);
+    assert_eq!(client.state(), StopCopy);
+    client.set_state(Running);
+    client.set_state(StopCopy);
+    let stream = client.read_all(MIB).unwrap();
+    let mut destination = RawClient::attach(&target.socket());
+    destination.set_state(Resuming);
+    destination.write_all(&stream, MIB).unwrap();
+    destination.set_state(Running);
+}
+
 #[test]
 fn a_client_that_leaves_its_channel_open_is_cleared_away() {
     let backend = Backend::start();
