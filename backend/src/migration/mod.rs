@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `session.rs` | [`Migration`]: the state of a device, and the stream being sent or received |
 //! | `resetting.rs` | resets under way |
+//! | `sizes.rs` | what is left, as a client asks for it: [`Report`] |
 //! | `states.rs` | the state machine of `linux/vfio.h`, pure |
 //! | `driver.rs` | what is asked of a device: [`MigrationDriver`], [`DataStream`] |
 //! | `v1/` | the region that came before, as a [`MigrationDriver`] |
@@ -25,6 +26,7 @@ pub mod record;
 mod resetting;
 mod session;
 mod sink;
+mod sizes;
 mod source;
 pub mod states;
 pub mod v1;
@@ -33,7 +35,8 @@ pub use driver::{DataStream, Lend, Lent, MigrationDriver, PrecopyInfo, Support, 
 pub use error::Error;
 pub use estimate::Pending;
 pub use guest::{Difference, Guest, GuestState, Identity, UNKNOWN};
-pub use session::{Migration, Report, ShowP2p};
+pub use session::{Migration, ShowP2p};
+pub use sizes::Report;
 pub use source::More;
 
 #[cfg(test)]
