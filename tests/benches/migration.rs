@@ -67,7 +67,9 @@ fn main() {
     let named: Vec<String> = env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let wanted = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
     if wanted("socket") {
-        over_the_socket();
+        over_the_socket("MIG_DATA_READ, lent", "", ">= 0.85");
+        // What a kernel's driver has must be read; an error far beyond the end makes the model's data alike.
+        over_the_socket("MIG_DATA_READ, read", ",faults=read-error@1G", "-");
     }
     if wanted("shm") {
         through_shared_memory();
@@ -86,7 +88,7 @@ fn main() {
 fn accesses_during_pre_copy() {
     const ACCESSES: u32 = 2_000;
     run_on(&[0, 1]);
-    let mut server = Backend::spawn();
+    let mut server = Backend::spawn("");
     server.negotiate();
     server.fill();
     let (ours, theirs) = UnixStream::pair().expect("socket pair");
@@ -228,8 +230,8 @@ fn run_on(cores: &[usize]) {
     sched_setaffinity(None, &set).expect("to choose cores");
 }
 
-fn over_the_socket() {
-    let mut server = Backend::spawn();
+fn over_the_socket(name: &str, options: &str, target: &str) {
+    let mut server = Backend::spawn(options);
     server.negotiate();
     let vram = server.fill();
     fcntl_setfd(&vram, FdFlags::empty()).expect("inheritable");
@@ -244,9 +246,9 @@ fn over_the_socket() {
     };
     let (mut ours, mut theirs) = (0, 0);
     compare(
-        "MIG_DATA_READ, 1 MiB",
+        name,
         "bare socket peer",
-        ">= 0.85",
+        target,
         || {
             let start = Instant::now();
             for _ in 0..BATCH {
@@ -268,7 +270,7 @@ fn over_the_socket() {
 }
 
 fn through_shared_memory() {
-    let mut server = Backend::spawn();
+    let mut server = Backend::spawn("");
     server.negotiate();
     let device = server.fill();
     let shared = memfd(SLOTS * SLOT);
@@ -477,9 +479,11 @@ struct Backend {
 }
 
 impl Backend {
-    fn spawn() -> Self {
+    /// The software GPU, with more options behind `--model=vram=SIZE`.
+    fn spawn(options: &str) -> Self {
         let mut command = Command::new(backend());
-        command.args([&format!("--model=vram={DEVICE}"), "--log-level", "warn"]);
+        let model = format!("--model=vram={DEVICE}{options}");
+        command.args([&model, "--log-level", "warn"]);
         let peer = Peer::spawn(command, "--fd");
         Self { peer }
     }
