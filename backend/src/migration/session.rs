@@ -232,6 +232,10 @@ impl Migration {
             }
             Transfer::Saving(_) if !states::saves(now) => {
                 inner.transfer = Transfer::None;
+                // From ERROR nothing leads on, as will be said.
+                if now == State::Error {
+                    return Ok(());
+                }
                 Err(Error::Reset)
             }
             _ => Ok(()),
@@ -456,7 +460,7 @@ impl Migration {
     /// The client is gone and the device is to be kept: back to RUNNING. False if it must be reset for that.
     #[must_use]
     pub fn end(&self, guest: &dyn Guest) -> bool {
-        match self.state() {
+        match self.let_go() {
             Ok(State::Running) | Err(Error::NotSupported) => true,
             Ok(State::Resuming | State::Error) | Err(_) => false,
             Ok(_) => self
@@ -465,6 +469,22 @@ impl Migration {
                     warn!("The device does not go on: {}", crate::report::chain(error))
                 })
                 .is_ok(),
+        }
+    }
+
+    /// Lets go of a transfer whose device has left its states by itself, so that the next client finds nothing of it;
+    /// where the device is.
+    fn let_go(&self) -> Result<State, Error> {
+        let mut inner = self.lock();
+        let now = self.ask_state(self.driver()?)?;
+        match inner.transfer {
+            // It runs, and nothing was loaded.
+            Transfer::Loading(_) if now != State::Resuming => Err(Error::Reset),
+            Transfer::Saving(_) if !states::saves(now) => {
+                inner.transfer = Transfer::None;
+                Ok(now)
+            }
+            _ => Ok(now),
         }
     }
 }

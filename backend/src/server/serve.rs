@@ -160,6 +160,13 @@ impl Running {
         self.thread.is_finished() || self.closer.client_has_left()
     }
 
+    /// Its client is said to have left: it must end soon. What is said may be of the client before.
+    fn hung_up(&mut self) {
+        if self.closer.client_has_left() {
+            self.deadline = Some(Instant::now() + DRIVER_PATIENCE);
+        }
+    }
+
     /// Frees it from a driver that does not return. May be needed again, if another follows.
     fn free(&self, function: &Function) {
         if self.thread.is_finished() || function.takes_its_time() || !self.closer.close() {
@@ -219,7 +226,7 @@ impl Server<'_> {
                     }
                     (HANGUP, _) => {
                         if let Some(session) = &mut self.session {
-                            session.deadline = Some(Instant::now() + DRIVER_PATIENCE);
+                            session.hung_up();
                         }
                     }
                     (FINISHED, _) => {

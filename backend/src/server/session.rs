@@ -213,6 +213,8 @@ impl Session {
     /// [`SessionError`]; the function is cleaned up all the same.
     pub fn run(mut self, mut receiver: Receiver) -> Result<(), SessionError> {
         let served = self.serve(&mut receiver);
+        // One that is thrown out hears so at once, and may be waited for no longer than one that left.
+        let _ = self.main.shutdown(Shutdown::Both);
         if let Some(twin) = self.twin.get() {
             twin.close();
         }

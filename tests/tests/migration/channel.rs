@@ -207,6 +207,27 @@ fn a_driver_that_does_not_return_keeps_no_later_client_waiting() {
 }
 
 #[test]
+fn a_client_that_is_thrown_out_hears_so_and_is_waited_for_no_longer_than_one_that_left() {
+    let arguments = ["--on-disconnect", "keep", "--log-level", "trace"];
+    let backend = Backend::start_with(&["faults=slow-save=3600s"], &arguments);
+    let mut client = client(&backend, &ALL);
+    let mut channel = open_channel(&mut client);
+    channel.set_state(PreCopy);
+    let read = channel.message(Command::MigDataRead, 0, [65_544_u32, 65_536].as_bytes());
+    channel.send(&read, &[]);
+    let command = u16::from(Command::MigDataRead);
+    backend.wait_for_log(&format!("command: {command},"), 1);
+    // A message shorter than its own header.
+    let mut message = client.message(Command::DeviceGetInfo, 0, &[]);
+    message[4..8].copy_from_slice(&8_u32.to_ne_bytes());
+    client.send(&message, &[]);
+    assert_eq!(client.answer_to(&message).err(), Some(EINVAL));
+    client.assert_closed();
+    let mut next = RawClient::attach(&backend.socket());
+    assert_eq!(next.state(), Running);
+}
+
+#[test]
 fn shared_memory_is_checked_and_may_be_taken_away() {
     let backend = Backend::start();
     let mut client = client(&backend, &ALL);

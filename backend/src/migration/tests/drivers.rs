@@ -35,6 +35,38 @@ fn a_save_that_the_driver_left_by_itself_can_begin_again() {
 }
 
 #[test]
+fn a_save_that_fell_into_error_is_not_said_to_be_reset() {
+    let front = Front::new();
+    set(&front, PreCopy).unwrap();
+    front.device.script().state = Error;
+    let refused = set(&front, StopCopy);
+    assert!(
+        matches!(refused, Err(super::Error::Illegal(_))),
+        "{refused:?}"
+    );
+    assert!(read_all(&front, 100, false).is_err());
+}
+
+#[test]
+fn nothing_of_a_client_that_left_is_found_by_the_next() {
+    let front = Front::new();
+    set(&front, Resuming).unwrap();
+    write_all(&front, &small()[..100], 100, false).unwrap();
+    front.device.script().state = Running;
+    assert!(!front.migration.end(&front), "it runs, and is not loaded");
+
+    for left in [Running, Stop] {
+        let front = Front::new();
+        set(&front, PreCopy).unwrap();
+        front.device.script().state = left;
+        assert!(front.migration.end(&front), "{left}");
+        assert_eq!(state(&front), Running);
+        set(&front, PreCopy).unwrap();
+        assert_eq!(front.device.script().resets, 0);
+    }
+}
+
+#[test]
 fn a_size_that_cannot_be_asked_stays_what_it_was() {
     const DIRTY: u64 = 8 << 30;
     let front = Front::new();
