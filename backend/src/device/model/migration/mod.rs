@@ -235,6 +235,7 @@ impl Shared {
         let Some(time) = time else {
             return Ok(state);
         };
+        debug!("A fault: waiting {time:?}");
         let resets = state.resets;
         let same = |state: &mut State| state.resets == resets;
         let waited = self.changed.wait_timeout_while(state, time, same);
