@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +33,9 @@ pub enum TransportError {
     /// Descriptors were lost because this process has no room for more.
     #[error("Descriptors lost on receipt (too many open files)")]
     DescriptorsLost,
+    /// A descriptor of a kind that nobody may pass.
+    #[error("A descriptor was passed of a kind that is not taken")]
+    DescriptorRefused,
     /// The stream cannot be continued.
     #[error("Malformed stream")]
     Frame(#[from] FrameError),
@@ -41,11 +44,16 @@ pub enum TransportError {
     Io(#[from] io::Error),
 }
 
+/// Looks at descriptors the moment they arrive, before anything else may happen to them: those that are taken, or `None`
+/// once it has disposed of them.
+pub type Screen = fn(Vec<OwnedFd>) -> Option<Vec<OwnedFd>>;
+
 /// The receiving half.
 #[derive(Debug)]
 pub struct Receiver {
     stream: Arc<UnixStream>,
     deframer: Deframer,
+    screen: Screen,
 }
 
 /// The sending half. Cheap to clone; each [`Self::send`] is whole before another may begin only if the
@@ -64,6 +72,7 @@ pub fn split(stream: UnixStream, max_message: usize) -> (Receiver, Sender) {
         Receiver {
             stream: Arc::clone(&stream),
             deframer,
+            screen: Some,
         },
         Sender { stream },
     )
@@ -76,6 +85,30 @@ pub fn is_past(deadline: Option<Instant>) -> bool {
 }
 
 impl Receiver {
+    /// The same, with descriptors looked at by `screen`; one that it refuses ends the connection.
+    #[must_use]
+    pub fn screened(self, screen: Screen) -> Self {
+        Self { screen, ..self }
+    }
+
+    /// Takes what is unread off a socket that was shut down: closing the socket would close the descriptors in it.
+    pub fn drain(&mut self) {
+        let mut bytes = [0; 4096];
+        loop {
+            let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = RecvAncillaryBuffer::new(&mut room);
+            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+            let mut buffers = [IoSliceMut::new(&mut bytes)];
+            let received = recvmsg(&*self.stream, &mut buffers, &mut control, flags);
+            drop((self.screen)(descriptors(&mut control)));
+            match received {
+                Ok(received) if received.bytes > 0 => {}
+                Err(Errno::INTR) => {}
+                _ => return,
+            }
+        }
+    }
+
     /// Waits for the next message; `None` once the peer has left between messages.
     ///
     /// # Errors
@@ -124,11 +157,11 @@ impl Receiver {
                 other => break other.map_err(io::Error::from)?,
             }
         };
-        let fds = control.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        });
-        self.deframer.received(received.bytes, fds.flatten())?;
+        let mut fds = descriptors(&mut control);
+        if !fds.is_empty() {
+            fds = (self.screen)(fds).ok_or(TransportError::DescriptorRefused)?;
+        }
+        self.deframer.received(received.bytes, fds)?;
         if received.flags.contains(ReturnFlags::CTRUNC) {
             return Err(TransportError::DescriptorsLost);
         }
@@ -146,6 +179,15 @@ impl Receiver {
             Err(TransportError::Truncated)
         }
     }
+}
+
+/// What came with a message; nothing is allocated where nothing did.
+fn descriptors(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    rights.flatten().collect()
 }
 
 impl Sender {

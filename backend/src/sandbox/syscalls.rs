@@ -42,7 +42,9 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_sendto,            // signal-hook: tells the main loop of a signal
         l::SYS_recvfrom,          // main loop: the first message of a refused client
         l::SYS_accept4,           // main loop: clients
-        l::SYS_getsockopt,        // main loop: who connects
+        l::SYS_getsockopt,        // main loop: who connects; kinds of sockets a client passed
+        l::SYS_getsockname,       // migration channel: whether it leads back here
+        l::SYS_getpeername,       // the same
         l::SYS_socketpair,        // VERSION: twin socket
         l::SYS_shutdown,          // ending sessions
         l::SYS_read,              // eventfds, a refused client's header, migration data

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use log::{debug, trace};
-use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
@@ -23,6 +22,7 @@ use vfio_user_protocol::{DecodeError, Header};
 use super::migration::MigrationCommands;
 use super::refusal::Refusal;
 use super::replies::{Replies, Reply};
+use super::screen::{is_socket, screen};
 use super::session::{MAX_MESSAGE, SessionError};
 use crate::ratelimit::peer_log;
 use crate::report::chain;
@@ -49,18 +49,29 @@ fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
 }
 
 impl Channel {
-    /// Serves `commands` on the client's descriptor.
-    pub(super) fn start(fd: OwnedFd, commands: MigrationCommands) -> Result<Self, Refusal> {
+    /// Serves `commands` on the client's descriptor, which is no connection to where `main` is connected.
+    pub(super) fn start(
+        fd: OwnedFd,
+        commands: MigrationCommands,
+        main: &UnixStream,
+    ) -> Result<Self, Refusal> {
         let os = |source: io::Error| Refusal::Os {
             what: "Migration channel",
             source,
         };
         check_socket(&fd)?;
         let stream = UnixStream::from(fd);
+        if leads_back(&stream, main) {
+            // Whoever holds the client's own end never sees the client leave.
+            return Err(Refusal::Unexpected(
+                "The channel is a connection to this program",
+            ));
+        }
         stream.set_nonblocking(false).map_err(os)?;
         let socket = Arc::new(stream.try_clone().map_err(os)?);
         let hang_up = HangUp(Arc::clone(&socket));
         let (receiver, sender) = split(stream, MAX_MESSAGE);
+        let receiver = receiver.screened(screen);
         let work = Arc::default();
         let server = Server {
             commands,
@@ -107,11 +118,17 @@ impl Channel {
     }
 }
 
+/// Whether the socket is connected to the path that `main` was accepted at. Of sockets without a path it cannot be told.
+fn leads_back(stream: &UnixStream, main: &UnixStream) -> bool {
+    let (Ok(there), Ok(here)) = (stream.peer_addr(), main.local_addr()) else {
+        return false;
+    };
+    here.as_pathname().is_some() && there.as_pathname() == here.as_pathname()
+}
+
 /// Only a stream socket can be one: reading anything else might never end.
 fn check_socket(fd: &OwnedFd) -> Result<(), Refusal> {
-    let status = fstat(fd).map(|status| FileType::from_raw_mode(status.st_mode));
-    let is_stream = status == Ok(FileType::Socket) && socket_type(fd) == Ok(SocketType::STREAM);
-    if is_stream {
+    if is_socket(fd) && socket_type(fd) == Ok(SocketType::STREAM) {
         return Ok(());
     }
     Err(Refusal::Unexpected("The channel must be a stream socket"))
@@ -139,6 +156,8 @@ impl Server {
             Ok(()) => debug!("Migration channel closed"),
             Err(error) => peer_log!(Warn, "Migration channel ended: {}", chain(&error)),
         }
+        let _ = self.replies.socket().shutdown(Shutdown::Both);
+        receiver.drain();
     }
 
     fn serve(&mut self, receiver: &mut Receiver) -> Result<(), SessionError> {
@@ -146,6 +165,9 @@ impl Server {
             match receiver.receive() {
                 Ok(Some(Frame::Message { header, body, fds })) => {
                     trace!("Channel: {header:?}, {} descriptors", fds.len());
+                    if header.message_type() == MessageType::Reply {
+                        return Err(SessionError::Reply);
+                    }
                     {
                         let mut work = lock(&self.work);
                         if work.over {

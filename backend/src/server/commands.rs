@@ -164,7 +164,7 @@ impl Session {
             expected: 1,
             found: 0,
         })?;
-        let channel = Channel::start(fd, commands.alike())?;
+        let channel = Channel::start(fd, commands.alike(), self.socket())?;
         // One channel per session, so the cell is empty.
         let _ = self.channel_closer.set(channel.closer());
         self.channel = Some(channel);

@@ -8,6 +8,7 @@ use vfio_user_protocol::irq::{
     SET_DATA_EVENTFD, SET_DATA_MASK, SET_DATA_NONE, SetIrqs,
 };
 
+use super::screen::is_socket;
 use crate::interrupts::{INDEXES, INTX, IrqInfo, IrqRequest, Vectors};
 
 /// Why a request is refused; always EINVAL.
@@ -40,6 +41,9 @@ pub(super) enum IrqError {
     /// The index cannot be masked, or not in this way.
     #[error("Interrupt index {0} cannot be masked this way")]
     Mask(u32),
+    /// A socket is no eventfd.
+    #[error("A socket was passed as an eventfd")]
+    Socket,
     /// Descriptors that do not fit the request.
     #[error("{found} descriptors where {expected} are expected")]
     Descriptors {
@@ -101,6 +105,10 @@ pub(super) fn translate(
         return Err(IrqError::Mask(index));
     }
     if kind == SET_DATA_EVENTFD {
+        // One that is kept might be the client's own end, which then never closes.
+        if fds.iter().any(is_socket) {
+            return Err(IrqError::Socket);
+        }
         let eventfds = eventfds(count, fds)?;
         return match action {
             SET_ACTION_TRIGGER => Ok(IrqRequest::SetEventfds {

@@ -11,6 +11,7 @@
 //! | `migration.rs`, `feature.rs`, `shared.rs` | the commands of migration; memory that carries its data |
 //! | `logging.rs` | DMA logging: the features' layout |
 //! | `channel.rs` | the migration channel: a socket and a thread of its own |
+//! | `screen.rs` | which descriptors a client may pass |
 //! | `irqs.rs` | SET_IRQS checked and translated; pure |
 //! | `twin.rs` | requests of ours to the client, on the twin socket |
 
@@ -24,6 +25,7 @@ mod logging;
 mod migration;
 mod refusal;
 mod replies;
+mod screen;
 mod serve;
 mod session;
 mod shared;

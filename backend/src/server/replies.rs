@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
 use vfio_user_protocol::transport::Sender;
@@ -75,6 +76,11 @@ impl Replies {
             sender,
             last_refusal: String::new(),
         }
+    }
+
+    /// The socket that they go to.
+    pub(super) fn socket(&self) -> &UnixStream {
+        self.sender.stream()
     }
 
     pub(super) fn send(&self, request: &Header, reply: &Reply) -> Result<(), SessionError> {

@@ -12,7 +12,7 @@
 //! but the device reset from here.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use vfio_user_protocol::Header;
+use vfio_user_protocol::deframer::Frame;
 use vfio_user_protocol::header::HEADER_SIZE;
 use vfio_user_protocol::transport::split;
 use vhost::vhost_user::Listener;
-use zerocopy::FromBytes;
 
 use super::endpoint::Endpoint;
+use super::screen::{apart, screen};
 use super::session::{Closer, Session, SessionError};
 use crate::device;
 use crate::function::Function;
@@ -51,6 +51,9 @@ const MAX_WAITING: usize = 8;
 /// How long a session may go on whose client has left, before a driver is held to keep it.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often the device is reset for that.
+const MOST_RESETS: u32 = 3;
+
 /// How clients are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeOptions {
@@ -69,6 +72,11 @@ pub enum ServeError {
     /// The device could not be brought to rest after a client. Nobody may be served what it left.
     #[error("Device not reset")]
     Reset(#[source] device::Error),
+    /// A session whose client has left does not end. Only the end of the process frees what holds it.
+    #[error(
+        "The session of a client that has left does not end, though the device was reset {MOST_RESETS} times"
+    )]
+    Stuck,
 }
 
 impl From<io::Error> for ServeError {
@@ -152,6 +160,8 @@ struct Running {
     thread: JoinHandle<Result<(), SessionError>>,
     /// When it must have ended, as its client has left.
     deadline: Option<Instant>,
+    /// How often the device was reset so that it does.
+    resets: u32,
 }
 
 impl Running {
@@ -168,9 +178,20 @@ impl Running {
     }
 
     /// Frees it from a driver that does not return. May be needed again, if another follows.
-    fn free(&self, function: &Function) {
-        if self.thread.is_finished() || function.takes_its_time() || !self.closer.close() {
-            return;
+    ///
+    /// # Errors
+    /// [`ServeError::Stuck`]: that was tried often enough.
+    fn free(&mut self, function: &Function) -> Result<(), ServeError> {
+        if self.thread.is_finished() || function.takes_its_time() {
+            return Ok(());
+        }
+        let settled = !self.closer.close();
+        if self.resets >= MOST_RESETS {
+            return Err(ServeError::Stuck);
+        }
+        self.resets += 1;
+        if settled {
+            return Ok(());
         }
         peer_log!(
             Warn,
@@ -179,6 +200,7 @@ impl Running {
         if let Err(error) = function.interrupt() {
             warn!("The driver was not made to return: {}", chain(&error));
         }
+        Ok(())
     }
 }
 
@@ -212,7 +234,7 @@ impl Server<'_> {
             let deadline = self.session.as_ref().and_then(|session| session.deadline);
             let patience = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(patience, |token| tokens.push(token))?;
-            self.free_session();
+            self.free_session()?;
             for token in tokens {
                 match (token, &listener) {
                     (SIGNAL, _) => {
@@ -262,6 +284,7 @@ impl Server<'_> {
             }
             Ok(peer) => {
                 peer_log!(Warn, "Connection of user {} refused", peer.uid.as_raw());
+                apart(move || drop(stream));
                 return;
             }
             Err(error) => {
@@ -276,7 +299,8 @@ impl Server<'_> {
 
     fn wait_for_message(&mut self, stream: UnixStream) -> io::Result<()> {
         if self.waiting.len() >= MAX_WAITING {
-            self.waiting.pop_front();
+            let oldest = self.waiting.pop_front();
+            apart(move || drop(oldest));
         }
         let token = self.next_token;
         stream.set_nonblocking(true)?;
@@ -306,7 +330,7 @@ impl Server<'_> {
                 client.spoken = true;
                 self.waiting.push_back(client);
             }
-            Some(_) => refuse(client.stream),
+            Some(_) => apart(move || refuse(client.stream)),
         }
         Ok(())
     }
@@ -320,7 +344,7 @@ impl Server<'_> {
             }
             match self.waiting.remove(place) {
                 Some(client) if self.session.is_none() => self.attach_or_drop(client.stream),
-                Some(client) => refuse(client.stream),
+                Some(client) => apart(move || refuse(client.stream)),
                 None => {}
             }
         }
@@ -353,29 +377,31 @@ impl Server<'_> {
             closer,
             thread,
             deadline: None,
+            resets: 0,
         });
         Ok(())
     }
 
     /// Frees the session if its time is over.
-    fn free_session(&mut self) {
+    fn free_session(&mut self) -> Result<(), ServeError> {
         let now = Instant::now();
         if let Some(session) = &mut self.session
             && session.deadline.is_some_and(|deadline| deadline <= now)
         {
-            session.free(self.function);
             session.deadline = Some(Instant::now() + DRIVER_PATIENCE);
+            session.free(self.function)?;
         }
+        Ok(())
     }
 
     /// Ends the session, if there is one, and waits until the function is clean.
     fn end_session(&mut self) -> Result<(), ServeError> {
-        let Some(session) = self.session.take() else {
+        let Some(mut session) = self.session.take() else {
             return Ok(());
         };
         session.closer.close();
         while !readable_within(&self.finished, DRIVER_PATIENCE)? {
-            session.free(self.function);
+            session.free(self.function)?;
         }
         self.poller.remove(session.closer.socket())?;
         let cleaned = match session.thread.join() {
@@ -411,14 +437,13 @@ fn readable_within(fd: &OwnedFd, patience: Duration) -> Result<bool, Errno> {
 }
 
 /// A client too many: its first message is answered with EBUSY.
-fn refuse(mut stream: UnixStream) {
-    let mut header = [0; HEADER_SIZE];
-    if stream.read_exact(&mut header).is_ok()
-        && let Ok((header, _)) = Header::read_from_prefix(&header)
-    {
+fn refuse(stream: UnixStream) {
+    let (receiver, sender) = split(stream, HEADER_SIZE);
+    let mut receiver = receiver.screened(screen);
+    if let Ok(Some(Frame::Message { header, .. } | Frame::TooLong(header))) = receiver.receive() {
         peer_log!(Info, "A second client was refused: one is attached");
         let busy = header.error_reply(Errno::BUSY.raw_os_error().unsigned_abs());
-        let _ = split(stream, HEADER_SIZE).1.send(&busy, &[], &[]);
+        let _ = sender.send(&busy, &[], &[]);
     }
 }
 

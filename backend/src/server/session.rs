@@ -28,6 +28,7 @@ use super::ending::Ending;
 use super::migration::MigrationCommands;
 use super::refusal::Refusal;
 use super::replies::{Replies, Reply};
+use super::screen::screen;
 use super::twin::Twin;
 use crate::device;
 use crate::function::Function;
@@ -91,6 +92,9 @@ pub enum SessionError {
     /// A reply could not be sent.
     #[error("Reply not sent")]
     Send(#[source] io::Error),
+    /// A reply came where none was asked for: answering it might go on for ever.
+    #[error("A reply came, to nothing")]
+    Reply,
     /// No version was agreed upon.
     #[error("Negotiation failed")]
     Negotiation(#[source] Box<Refusal>),
@@ -181,6 +185,7 @@ impl Session {
     ) -> io::Result<(Self, Receiver)> {
         let main = Arc::new(stream.try_clone()?);
         let (receiver, sender) = split(stream, MAX_MESSAGE);
+        let receiver = receiver.screened(screen);
         let session = Self {
             function,
             negotiated: None,
@@ -195,6 +200,11 @@ impl Session {
             reset_on_disconnect,
         };
         Ok((session, receiver))
+    }
+
+    /// The client's socket.
+    pub(super) fn socket(&self) -> &UnixStream {
+        &self.main
     }
 
     /// What ends this session from another thread.
@@ -215,8 +225,10 @@ impl Session {
         let served = self.serve(&mut receiver);
         // One that is thrown out hears so at once, and may be waited for no longer than one that left.
         let _ = self.main.shutdown(Shutdown::Both);
+        receiver.drain();
         if let Some(twin) = self.twin.get() {
             twin.close();
+            twin.drain();
         }
         // A connection that never negotiated (a probe of the path, say) changed nothing.
         let cleaned = match self.negotiated {
@@ -270,6 +282,9 @@ impl Session {
                         return Ok(());
                     }
                     trace!("{header:?}, {} descriptors", fds.len());
+                    if header.message_type() == MessageType::Reply {
+                        return Err(SessionError::Reply);
+                    }
                     self.handle(&header, body, fds)?;
                 }
                 Ok(Some(Frame::TooLong(header))) => {
@@ -332,10 +347,8 @@ impl Session {
     }
 
     fn dispatch(&mut self, header: &Header, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Refusal> {
-        match header.message_type() {
-            MessageType::Command => {}
-            MessageType::Reply => return Err(DecodeError::NotACommand(1).into()),
-            MessageType::Unknown(other) => return Err(DecodeError::NotACommand(other).into()),
+        if header.message_type() != MessageType::Command {
+            return Err(DecodeError::NotACommand(header.flags).into());
         }
         let allowed = if self.negotiated.is_some() {
             MAX_FDS as usize

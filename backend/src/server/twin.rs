@@ -18,6 +18,7 @@ use vfio_user_protocol::transport::{Receiver, Sender, split};
 use vfio_user_protocol::{Command, Header};
 use zerocopy::IntoBytes;
 
+use super::screen::screen;
 use crate::memory::MessageDma;
 use crate::ratelimit::peer_log;
 use crate::routes::RouteSink;
@@ -45,6 +46,7 @@ impl Twin {
     pub(super) fn new(stream: UnixStream, max_data: usize) -> io::Result<Self> {
         let closer = stream.try_clone()?;
         let (receiver, sender) = split(stream, HEADER_SIZE + size_of::<DmaAccess>() + max_data);
+        let receiver = receiver.screened(screen);
         let channel = Mutex::new(Channel {
             receiver,
             sender,
@@ -61,6 +63,12 @@ impl Twin {
     /// Ends every wait for the client, now and later.
     pub(super) fn close(&self) {
         let _ = self.closer.shutdown(Shutdown::Both);
+    }
+
+    /// Takes off it what the client sent last. To be called once it is closed.
+    pub(super) fn drain(&self) {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.receiver.drain();
     }
 
     /// One request and its reply, whose body `take` looks at.

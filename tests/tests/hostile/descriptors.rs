@@ -79,9 +79,9 @@ fn with_malformed_messages() {
     let backend = Backend::start();
     let mut client = RawClient::attach(&backend.socket());
     for (command, body) in good_bodies() {
-        // A reply, and a body that is cut.
+        // Neither command nor reply, and a body that is cut.
         let witness = Witness::new();
-        let message = client.message(command, 1, &body);
+        let message = client.message(command, 2, &body);
         client.send(&message, &witness.fds(1));
         assert_eq!(client.answer_to(&message).err(), Some(EINVAL));
         witness.assert_all_closed();

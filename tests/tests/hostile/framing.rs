@@ -177,13 +177,25 @@ fn a_size_less_than_a_header_ends_the_connection() {
 fn messages_that_are_no_commands() {
     let backend = Backend::start();
     let mut client = attach(&backend);
-    for message_type in 1..16 {
+    for message_type in 2..16 {
         let body = Request::DeviceGetInfo(Default::default()).encode();
         let message = client.message(Command::DeviceGetInfo, message_type, &body);
         client.send(&message, &[]);
         assert_eq!(client.answer_to(&message).err(), Some(EINVAL));
         client.assert_in_step();
     }
+}
+
+/// Two ends that answer whatever comes would go on for ever.
+#[test]
+fn a_reply_to_nothing_ends_the_connection() {
+    let backend = Backend::start();
+    let mut client = attach(&backend);
+    let body = Request::DeviceGetInfo(Default::default()).encode();
+    let message = client.message(Command::DeviceGetInfo, 1, &body);
+    client.send(&message, &[]);
+    client.assert_closed();
+    attach(&backend).assert_in_step();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! errno or a closed connection, and afterwards a backend that serves as before.
 
 mod arguments;
+mod closing;
 mod descriptors;
 mod framing;
 mod leaks;

@@ -40,10 +40,7 @@ fn a_save_that_fell_into_error_is_not_said_to_be_reset() {
     set(&front, PreCopy).unwrap();
     front.device.script().state = Error;
     let refused = set(&front, StopCopy);
-    assert!(
-        matches!(refused, Err(super::Error::Illegal(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::Illegal(_))), "{refused:?}");
     assert!(read_all(&front, 100, false).is_err());
 }
 
