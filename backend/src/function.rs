@@ -139,6 +139,13 @@ impl Function {
             (Target::Quirk(owner), _) => match state.ask_read(owner, index, at, length) {
                 Handled::Device => self.device.read(index, at, piece),
                 Handled::Config(at) => self.read_config_locked(state, at, piece),
+                Handled::ConfigEdge { skip, at } => {
+                    piece.fill(0);
+                    match state.config_part((skip, at), length) {
+                        Some(part) => self.read_config_locked(state, at, &mut piece[part]),
+                        None => Ok(()),
+                    }
+                }
                 Handled::ConfigAndDevice(config) => {
                     self.device.read(index, at, piece)?;
                     self.read_config_locked(state, config, piece)
@@ -204,6 +211,12 @@ impl Function {
             (Target::Quirk(owner), _) => match state.ask_write(owner, index, at, piece) {
                 Handled::Device => self.device.write(index, at, piece),
                 Handled::Config(at) => self.write_config_locked(state, at, piece),
+                Handled::ConfigEdge { skip, at } => {
+                    match state.config_part((skip, at), piece.len()) {
+                        Some(part) => self.write_config_locked(state, at, &piece[part]),
+                        None => Ok(()),
+                    }
+                }
                 Handled::ConfigAndDevice(config) => {
                     self.write_config_locked(state, config, piece)?;
                     self.device.write(index, at, piece)

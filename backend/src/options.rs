@@ -87,13 +87,14 @@ pub struct Options {
     pub user: Option<String>,
 
     /// Serve the software GPU. Keys: vram=SIZE (power of two, 1M to 16G, default 64M), vram-file=PATH (keep
-    /// VRAM in this file, so that it can be looked at), config=FILE (serve the config space in this file, as
-    /// `lspci -vv -xxxx` prints it or as sysfs has it, with BARs and interrupts that do nothing), igd=PATH (stand in
-    /// the place of Intel graphics, with the OpRegion in this file), faults=FAULT+FAULT+... (what goes wrong when it
-    /// migrates, for tests of VMMs). Faults: no-precopy, no-p2p, zero-in-precopy (0 bytes where drivers say
-    /// ENOMSG), garbage-sizes, moving-sizes, slow-state=MS (each change of state), slow-save=MS (each read),
-    /// read-error@BYTES, write-error@BYTES, state-error=STATE (fails once), broken=STATE (leads to ERROR),
-    /// reinit@BYTES (new initial data), state-size=SIZE (more that only a stopped device gives),
+    /// VRAM in this file, so that it can be looked at; a client that has left and kept its mapping shares it with
+    /// the next), config=FILE (serve the config space in this file, as `lspci -vv -xxxx` prints it or as sysfs has
+    /// it, with BARs and interrupts that do nothing), igd=PATH (stand in the place of Intel graphics, with the
+    /// OpRegion in this file), faults=FAULT+FAULT+... (what goes wrong when it migrates, for tests of VMMs).
+    /// Faults: no-precopy, no-p2p, zero-in-precopy (0 bytes where drivers say ENOMSG), garbage-sizes,
+    /// moving-sizes, slow-state=MS (each change of state), slow-save=MS (each read), read-error@BYTES,
+    /// write-error@BYTES, state-error=STATE (fails once), broken=STATE (leads to ERROR), reinit@BYTES (new
+    /// initial data), state-size=SIZE (more that only a stopped device gives),
     /// dirty-rate=BYTES/S (the device changes VRAM itself).
     #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, require_equals = true,
           default_missing_value = "")]
@@ -137,7 +138,8 @@ pub struct Options {
 pub enum OnDisconnect {
     /// Reset it: nothing of one client is left for the next.
     Reset,
-    /// Leave it as it is, without interrupts and guest memory.
+    /// Leave it as it is, without interrupts and guest memory; a client that kept its mapping of VRAM shares it
+    /// with the next.
     Keep,
 }
 

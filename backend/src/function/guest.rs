@@ -3,7 +3,7 @@
 
 use super::Function;
 use crate::device::{Error, ResetCause};
-use crate::migration::{Guest, GuestState, Identity, UNKNOWN};
+use crate::migration::{DRIVER_DATA, Guest, GuestState, Identity, UNKNOWN};
 use crate::pci::registers::{PCI_COMMAND, PCI_INTERRUPT_LINE};
 use crate::pci::{BarKind, BarState, ConfigSpace};
 use crate::report::chain;
@@ -46,7 +46,7 @@ impl Guest for Function {
         }
         let driver = self.device.migration().map(|driver| driver.data_version());
         let driver = driver.filter(|version| !version.is_empty());
-        identity.push("driver data", driver.unwrap_or_else(|| UNKNOWN.to_owned()));
+        identity.push(DRIVER_DATA, driver.unwrap_or_else(|| UNKNOWN.to_owned()));
         identity
     }
 

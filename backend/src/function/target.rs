@@ -2,6 +2,8 @@
 //! Who answers an access to a region other than config space: nobody, the device, the composed MSI-X structures, or
 //! what a quirk says. Only tables are looked into here; acting on it is the function's.
 
+use std::ops::Range;
+
 use super::State;
 use crate::device::region;
 use crate::interrupts::Delivery;
@@ -64,6 +66,18 @@ impl State {
         quirk.map_or(Handled::Device, |quirk| {
             quirk.write(Place { region, offset }, data)
         })
+    }
+
+    /// Which of an access's `length` bytes are config space, that follows `skip` bytes, from `at` in it; `None` for none.
+    pub(super) fn config_part(
+        &self,
+        (skip, at): (u64, u64),
+        length: usize,
+    ) -> Option<Range<usize>> {
+        let skip = usize::try_from(skip).ok()?;
+        let left = length.checked_sub(skip)?;
+        let room = (self.config.bytes().len() as u64).checked_sub(at)?;
+        Some(skip..skip + fitting(room, left)).filter(|part| !part.is_empty())
     }
 
     /// How many of `length` bytes from `at` in a region have one target, and which.

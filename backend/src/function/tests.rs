@@ -11,7 +11,9 @@ use super::*;
 use crate::device::Region;
 use crate::interrupts::{IrqInfo, IrqRequest};
 use crate::memory::{Access, CpuAccess, MapRequest};
-use crate::migration::{DataStream, Guest, MigrationDriver, ShowP2p, Support, UNKNOWN};
+use crate::migration::{
+    DRIVER_DATA, DataStream, Guest, MigrationDriver, ShowP2p, Support, UNKNOWN,
+};
 use crate::pci::registers::{PCI_COMMAND, PCI_STATUS};
 use crate::pci::{Bar, BarOffset, Capability, ConfigSpaceBuilder, Express, Identity, Msi, MsiX};
 
@@ -548,5 +550,5 @@ fn an_identity_names_what_a_guest_depends_on() {
             "{expected}: {text:?}"
         );
     }
-    assert!(text.contains(&format!("driver data: {UNKNOWN}")));
+    assert!(text.contains(&format!("{DRIVER_DATA}: {UNKNOWN}")));
 }

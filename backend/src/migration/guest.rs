@@ -6,7 +6,10 @@ use std::fmt;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// A value that agrees with every other: the property is not known on this side.
+/// The property for the format of the driver's own data, which not every driver tells.
+pub const DRIVER_DATA: &str = "driver data";
+/// Its value on a side that does not know it, which agrees with every other. In another property it is a value like any,
+/// or a source that claims to know nothing would pass for every device.
 pub const UNKNOWN: &str = "unknown";
 
 /// The most properties that an identity may have; comparing two takes the square of it.
@@ -95,7 +98,8 @@ impl Identity {
         let mut differences: Vec<Difference> = Vec::new();
         for name in names {
             let (ours, theirs) = (self.get(name), source.get(name));
-            let agree = ours == theirs || ours == UNKNOWN || theirs == UNKNOWN;
+            let unknown = name == DRIVER_DATA && (ours == UNKNOWN || theirs == UNKNOWN);
+            let agree = ours == theirs || unknown;
             if !agree && !differences.iter().any(|known| known.name == name) {
                 differences.push(Difference {
                     name: name.to_owned(),
@@ -225,12 +229,12 @@ mod tests {
         let ours = identity(&[
             ("device", "1234:1111"),
             ("BAR0", "64M"),
-            ("driver", UNKNOWN),
+            (DRIVER_DATA, UNKNOWN),
         ]);
         let theirs = identity(&[
             ("device", "1234:1111"),
             ("BAR0", "32M"),
-            ("driver", "x"),
+            (DRIVER_DATA, "x"),
             ("clique", "8"),
         ]);
         let found: Vec<_> = ours
@@ -246,6 +250,19 @@ mod tests {
             ]
         );
         assert!(ours.differences(&ours).is_empty());
+        assert_eq!(theirs.differences(&ours).len(), 2);
+    }
+
+    #[test]
+    fn only_driver_data_may_be_unknown() {
+        let ours = identity(&[("device", "1234:1111"), ("BAR0", "64M"), (DRIVER_DATA, "x")]);
+        let names = ours.0.iter().map(|(name, _)| name.as_str());
+        let nothing = identity(&names.map(|name| (name, UNKNOWN)).collect::<Vec<_>>());
+        for (here, source) in [(&ours, &nothing), (&nothing, &ours)] {
+            let found = here.differences(source);
+            let found: Vec<_> = found.iter().map(|known| known.name.as_str()).collect();
+            assert_eq!(found, ["device", "BAR0"]);
+        }
     }
 
     #[test]

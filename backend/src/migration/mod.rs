@@ -34,7 +34,7 @@ pub mod v1;
 pub use driver::{DataStream, Lend, Lent, MigrationDriver, PrecopyInfo, Support, Taken};
 pub use error::Error;
 pub use estimate::Pending;
-pub use guest::{Difference, Guest, GuestState, Identity, UNKNOWN};
+pub use guest::{DRIVER_DATA, Difference, Guest, GuestState, Identity, UNKNOWN};
 pub use session::{Migration, ShowP2p};
 pub use sizes::Report;
 pub use source::More;

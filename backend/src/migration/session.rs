@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
-use log::{debug, warn};
+use log::debug;
 use vfio_user_protocol::migration::MigrationState as State;
 
 use super::buffer::{Piece, Room};
@@ -30,6 +30,7 @@ use super::sizes::ask_stop_copy;
 use super::source::{More, Source};
 use super::states::{self, IllegalChange};
 use crate::device::Device;
+use crate::ratelimit::peer_log;
 
 /// The stream that is open.
 #[derive(Debug, Default)]
@@ -404,7 +405,8 @@ impl Migration {
         inner.resets = self.resets.load(Ordering::SeqCst);
         match why {
             Some(error) => {
-                warn!(
+                peer_log!(
+                    Warn,
                     "Nothing loaded, the device is reset: {}",
                     crate::report::chain(&error)
                 );
@@ -466,7 +468,11 @@ impl Migration {
             Ok(_) => self
                 .set_state(State::Running.into(), ShowP2p(true), guest)
                 .inspect_err(|error| {
-                    warn!("The device does not go on: {}", crate::report::chain(error))
+                    peer_log!(
+                        Warn,
+                        "The device does not go on: {}",
+                        crate::report::chain(error)
+                    );
                 })
                 .is_ok(),
         }

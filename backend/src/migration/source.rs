@@ -7,7 +7,6 @@
 
 use std::time::Instant;
 
-use log::warn;
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
@@ -18,6 +17,7 @@ use super::error::Error;
 use super::estimate::Estimate;
 use super::guest::Guest;
 use super::record::{ENDS_TRANSACTION, HEADER, Kind, MAX_PAYLOAD, Numbering};
+use crate::ratelimit::peer_log;
 
 /// Less room than this is not worth a record of its own in it.
 const MIN_DIRECT: usize = HEADER + 4096;
@@ -191,7 +191,7 @@ impl Source {
             Some(Nothing::Later) => self.refresh(estimate)?,
             Some(Nothing::End) => {
                 let state = guest.save().map_err(|why| {
-                    warn!("What the guest set up cannot be saved: {why}");
+                    peer_log!(Warn, "What the guest set up cannot be saved: {why}");
                     Errno::IO
                 })?;
                 let total = self.sent.to_le_bytes();
@@ -366,7 +366,10 @@ fn give(
             (Ok(_) | Err(Errno::NOMSG | Errno::AGAIN), false) => Ok(Given::Nothing(Nothing::Later)),
             (Err(Errno::NOMSG), true) => {
                 // Not allowed there; the drivers known to do it mean the end.
-                warn!("The driver says ENOMSG in STOP_COPY: taken as the end of its data");
+                peer_log!(
+                    Warn,
+                    "The driver says ENOMSG in STOP_COPY: taken as the end of its data"
+                );
                 Ok(Given::Nothing(Nothing::End))
             }
             (Err(Errno::AGAIN), true) => {

@@ -67,6 +67,14 @@ pub enum Handled {
     Device,
     /// The composed config space, at this offset.
     Config(u64),
+    /// The composed config space, across its start or its end. Bytes on the other side read zero and take no
+    /// writes.
+    ConfigEdge {
+        /// Bytes of the access before config space.
+        skip: u64,
+        /// Where in config space the access then goes on, as far as that reaches.
+        at: u64,
+    },
     /// Both. The device is read first, for what that does to it, and its answer thrown away; it is written
     /// last.
     ConfigAndDevice(u64),

@@ -234,7 +234,10 @@ fn the_ports_of_bar5() {
     for (address, answer) in [
         (0x1810, Handled::Config(0x10)),
         (0x1900, Handled::Device),
-        (0x8_8fff, Handled::Config(0xfff)),
+        (0x8_7ffc, Handled::Device),
+        (0x8_7ffd, Handled::ConfigEdge { skip: 3, at: 0 }),
+        (0x8_8ffc, Handled::Config(0xffc)),
+        (0x8_8fff, Handled::ConfigEdge { skip: 0, at: 0xfff }),
         (0x8_9000, Handled::Device),
         (0, Handled::Device),
         (u32::MAX, Handled::Device),
@@ -264,6 +267,7 @@ fn ports_show_nothing_behind_a_small_config_space() {
         let mut quirks = Quirks::find(&small, Vec::new());
         for (at, answer) in [
             (0xfc, Handled::Config(0xfc)),
+            (0xfd, Handled::ConfigEdge { skip: 0, at: 0xfd }),
             (0x100, Handled::Fixed(0)),
             (0xffc, Handled::Fixed(0)),
             (0x1000, Handled::Device),
@@ -348,6 +352,13 @@ fn the_old_way_through_vga_ports() {
         let written = out(&mut quirks, DATA, &[6, 0, 0, 0]);
         assert_eq!(written, [Some(Handled::Config(config))]);
     }
+    select(&mut quirks, 0x8_8ffe, 5);
+    let end = Handled::ConfigEdge { skip: 0, at: 0xffe };
+    assert_eq!(read(&mut quirks, 8, DATA, 4).1, Some(end));
+    let inside = Handled::Config(0xffe);
+    assert_eq!(read(&mut quirks, 8, DATA, 2).1, Some(inside));
+    assert_eq!(out(&mut quirks, DATA, &[0; 4]), [Some(end)]);
+    assert_eq!(out(&mut quirks, DATA, &[0; 2]), [Some(inside)]);
     for address in [0x1900, 0x8_9000, 0] {
         select(&mut quirks, address, 5);
         assert_eq!(read(&mut quirks, 8, DATA, 4).1, Some(Handled::Device));

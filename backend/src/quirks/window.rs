@@ -2,7 +2,8 @@
 //! Config space behind an address and a data register in an I/O BAR.
 //!
 //! The guest writes an address of the chip's register space and accesses the data register; where the address
-//! falls on a mirror of config space, that access is for the composed one. While it is not certain what address the
+//! falls on a mirror of config space, that access is for the composed one. An access of which any byte does is never
+//! the hardware's: what is not config space then reads zero. While it is not certain what address the
 //! hardware has, which is so until the guest writes one, no access gets through. Whether switches of the hardware close
 //! the window does not matter: what they keep from the guest, the guest may have of the composition.
 
@@ -20,16 +21,21 @@ pub(super) struct Match {
 }
 
 impl Match {
-    /// What an access means whose address falls here.
-    fn answer(&self, address: u32, into: u64) -> Option<Handled> {
-        let at = address
-            .checked_sub(self.base)
-            .filter(|at| *at < self.size)?;
-        let at = u64::from(at).saturating_add(into);
-        Some(if at < self.config_size {
-            Handled::Config(at)
-        } else {
-            Handled::Fixed(0)
+    /// What an access to so many bytes from `address` means; `None` if none of them falls here.
+    fn answer(&self, address: u64, length: u64) -> Option<Handled> {
+        let base = u64::from(self.base);
+        let end = address.saturating_add(length);
+        if end <= base || address >= base + u64::from(self.size) {
+            return None;
+        }
+        Some(match address.checked_sub(base) {
+            Some(at) if at >= self.config_size => Handled::Fixed(0),
+            Some(at) if end - base <= self.config_size => Handled::Config(at),
+            Some(at) => Handled::ConfigEdge { skip: 0, at },
+            None => Handled::ConfigEdge {
+                skip: base - address,
+                at: 0,
+            },
         })
     }
 }
@@ -66,9 +72,12 @@ impl Latch {
         self.certain = into == 0 && data.len() >= bytes.len();
     }
 
-    /// What an access to the data register means, that begins so many bytes into it.
-    pub(super) fn through(self, matches: &[Match], into: u64) -> Handled {
-        let hit = matches.iter().find_map(|m| m.answer(self.value, into));
+    /// What an access to so many bytes of the data register means, that begins so many bytes into it.
+    pub(super) fn through(self, matches: &[Match], into: u64, length: usize) -> Handled {
+        let address = u64::from(self.value).saturating_add(into);
+        let hit = matches
+            .iter()
+            .find_map(|m| m.answer(address, length as u64));
         let elsewhere = if self.certain {
             Handled::Device
         } else {
@@ -118,9 +127,9 @@ impl ConfigWindow {
     }
 
     /// What an access to either register means.
-    fn answer(&self, place: Place) -> Handled {
+    fn answer(&self, place: Place, length: usize) -> Handled {
         match place.offset.checked_sub(self.data) {
-            Some(into) if into < WIDTH => self.latch.through(&self.matches, into),
+            Some(into) if into < WIDTH => self.latch.through(&self.matches, into, length),
             _ => Handled::Device,
         }
     }
@@ -140,15 +149,15 @@ impl Quirk for ConfigWindow {
             .to_vec()
     }
 
-    fn read(&mut self, place: Place, _length: usize) -> Handled {
-        self.answer(place)
+    fn read(&mut self, place: Place, length: usize) -> Handled {
+        self.answer(place, length)
     }
 
     fn write(&mut self, place: Place, data: &[u8]) -> Handled {
         if Self::register(self.address).contains(&place.offset) {
             self.latch.write(place.offset - self.address, data);
         }
-        self.answer(place)
+        self.answer(place, data.len())
     }
 
     fn reset(&mut self) {

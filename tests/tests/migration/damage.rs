@@ -112,3 +112,20 @@ fn another_device_is_named() {
     assert!(explain(&mut client).contains("BAR0"), "asked again");
     assert_eq!(client.state(), Running);
 }
+
+#[test]
+fn loads_that_come_to_nothing_do_not_fill_the_log() {
+    let mut backend = Backend::start_model(&["vram=1M"]);
+    let mut client = RawClient::attach(&backend.socket());
+    for _ in 0..200 {
+        client.set_state(Resuming);
+        assert_eq!(client.data_write(&[b'x'; 100]), Err(EPROTO));
+        assert_eq!(client.try_set_state(Stop.into()), Err(EPROTO));
+    }
+    drop(client);
+    backend.terminate();
+    let report = backend.report();
+    let lines = report.matches("Nothing loaded").count();
+    // Ten, then one a second is written. (In 140 seconds this fails for another reason.)
+    assert!((1..150).contains(&lines), "{lines} lines");
+}

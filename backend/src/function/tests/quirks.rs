@@ -12,6 +12,7 @@ use crate::pci::{DeviceSizes, GuestView};
 use crate::quirks::igd::{IgdError, IgdView, OpRegionError, OpRegionUse};
 
 mod nvidia;
+mod windows;
 
 /// Hardware: a live config space, BARs that read 0xdd, and what its driver shows beside.
 #[derive(Debug)]

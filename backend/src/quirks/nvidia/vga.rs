@@ -44,14 +44,14 @@ impl VgaPorts {
     }
 
     /// What an access means.
-    fn answer(&self, place: Place) -> Handled {
+    fn answer(&self, place: Place, length: usize) -> Handled {
         let into = place.offset.saturating_sub(DATA_PORT);
         match self.access {
             _ if place.offset >= INDEX_PORT => Handled::Device,
             None => UNCERTAIN,
             Some(IS_ADDRESS) => Handled::Device,
             Some(access) if access & ON == 0 => Handled::Device,
-            Some(_) => self.address.through(&self.mirrors, into),
+            Some(_) => self.address.through(&self.mirrors, into, length),
         }
     }
 
@@ -82,8 +82,8 @@ impl Quirk for VgaPorts {
             .to_vec()
     }
 
-    fn read(&mut self, place: Place, _length: usize) -> Handled {
-        self.answer(place)
+    fn read(&mut self, place: Place, length: usize) -> Handled {
+        self.answer(place, length)
     }
 
     fn write(&mut self, place: Place, data: &[u8]) -> Handled {
@@ -92,7 +92,7 @@ impl Quirk for VgaPorts {
         } else if self.access == Some(IS_ADDRESS) {
             self.address.write(place.offset - DATA_PORT, data);
         }
-        self.answer(place)
+        self.answer(place, data.len())
     }
 
     fn reset(&mut self) {
