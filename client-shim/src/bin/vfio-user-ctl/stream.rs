@@ -4,11 +4,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::time::Duration;
 
 use rustix::event::PollFlags;
-use rustix::fs::{FileType, fstat, fsync};
+use rustix::fs::{FileType, OFlags, fstat, fsync};
+use rustix::io::{Errno, ioctl_fionbio};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
@@ -16,6 +19,12 @@ use crate::interrupt::Interrupt;
 
 /// What a pipe with any room takes without waiting (`PIPE_BUF`), in bytes.
 const PIECE: usize = 4096;
+
+/// How often a FIFO is tried that nobody reads.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// An open(2) that does not wait for the other end of a FIFO.
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 /// One end of a stream. Reads and writes fail once the user wants it to end.
 #[derive(Debug)]
@@ -40,10 +49,29 @@ impl Stream {
         })
     }
 
+    /// A file, device or FIFO to read, and its size in bytes. A FIFO has something to read when this returns.
+    pub fn open(path: &Path, interrupt: &Interrupt) -> io::Result<(Self, u64)> {
+        let fifo = fs::metadata(path)?.file_type().is_fifo();
+        let flags = if fifo { NONBLOCK } else { 0 };
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        if fifo {
+            // Not ready before somebody has it for writing.
+            if !interrupt.wait_for(&file, PollFlags::IN)? {
+                return Err(interrupted());
+            }
+            ioctl_fionbio(&file, false)?;
+        }
+        let size = file.metadata()?.len();
+        Ok((Self::new(file.into(), interrupt)?, size))
+    }
+
     /// A file that is there, whole, once [`Self::keep`] returns; what was there before stays until then. Devices and
     /// FIFOs are written to as they are.
     pub fn create(path: &Path, interrupt: &Interrupt) -> io::Result<Self> {
         let before = fs::metadata(path).ok();
+        if before.as_ref().is_some_and(|it| it.file_type().is_fifo()) {
+            return Self::new(wait_for_reader(path, interrupt)?.into(), interrupt);
+        }
         if before.as_ref().is_some_and(|before| !before.is_file()) {
             return Self::new(File::create(path)?.into(), interrupt);
         }
@@ -83,8 +111,7 @@ impl Stream {
     fn wait(&self, what: PollFlags) -> Result<(), VolatileMemoryError> {
         match self.interrupt.wait_for(&self.fd, what) {
             Ok(true) => Ok(()),
-            // Not the kind `Interrupted`, after which it would be tried again.
-            Ok(false) => Err(io::Error::other("Interrupted")),
+            Ok(false) => Err(interrupted()),
             Err(error) => Err(error),
         }
         .map_err(VolatileMemoryError::IOError)
@@ -112,6 +139,30 @@ impl ReadVolatile for Stream {
     }
 }
 
+/// Opens a FIFO for writing once somebody has it for reading. Just opening it would wait through every signal.
+fn wait_for_reader(path: &Path, interrupt: &Interrupt) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).custom_flags(NONBLOCK);
+    while !interrupt.is_asked() {
+        match options.open(path) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => {
+                interrupt.sleep(LOOK);
+            }
+            opened => {
+                let file = opened?;
+                ioctl_fionbio(&file, false)?;
+                return Ok(file);
+            }
+        }
+    }
+    Err(interrupted())
+}
+
+/// Not the kind `Interrupted`, after which it would be tried again.
+fn interrupted() -> io::Error {
+    io::Error::other("Interrupted")
+}
+
 /// A file that is not what it is to be; removed, unless it was renamed.
 #[derive(Debug)]
 struct NewFile {
@@ -129,7 +180,9 @@ impl Drop for NewFile {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::thread;
 
+    use rustix::fs::{CWD, Mode, mkfifoat};
     use vm_memory::VolatileSlice;
 
     use super::*;
@@ -160,5 +213,30 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         }
+    }
+
+    #[test]
+    fn the_ends_of_a_fifo_wait_for_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        let interrupt = Interrupt::default();
+        let mut data = *b"data";
+        let mut found = [0; 8];
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut sink = Stream::create(&fifo, &interrupt).unwrap();
+                sink.write_all_volatile(&VolatileSlice::from(&mut data[..]))
+                    .unwrap();
+                sink.keep().unwrap();
+            });
+            let (mut source, _) = Stream::open(&fifo, &interrupt).unwrap();
+            let mut read = || {
+                let mut room = VolatileSlice::from(&mut found[..]);
+                source.read_volatile(&mut room).unwrap()
+            };
+            assert_eq!((read(), read()), (4, 0));
+        });
+        assert_eq!(&found[..4], b"data");
     }
 }
