@@ -68,15 +68,21 @@ impl Stream {
     /// A file that is there, whole, once [`Self::keep`] returns; what was there before stays until then. Devices and
     /// FIFOs are written to as they are.
     pub fn create(path: &Path, interrupt: &Interrupt) -> io::Result<Self> {
-        let before = fs::metadata(path).ok();
-        if before.as_ref().is_some_and(|it| it.file_type().is_fifo()) {
-            return Self::new(wait_for_reader(path, interrupt)?.into(), interrupt);
-        }
-        if before.as_ref().is_some_and(|before| !before.is_file()) {
-            return Self::new(File::create(path)?.into(), interrupt);
-        }
+        let before = match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            before => Some(before?),
+        };
         // A link stays one.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let path = match &before {
+            Some(before) if before.file_type().is_fifo() => {
+                return Self::new(wait_for_reader(path, interrupt)?.into(), interrupt);
+            }
+            Some(before) if !before.is_file() => {
+                return Self::new(File::create(path)?.into(), interrupt);
+            }
+            Some(_) => fs::canonicalize(path)?,
+            None => end_of_links(path),
+        };
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", process::id()));
         let temporary = path.with_file_name(name);
@@ -93,10 +99,14 @@ impl Stream {
 
     /// The stream is complete: it is on disk when this returns, if it goes there.
     pub fn keep(mut self) -> io::Result<()> {
+        match fsync(&self.fd) {
+            // Nothing that could be on a disk, as a pipe.
+            Err(Errno::INVAL | Errno::ROFS) => {}
+            other => other?,
+        }
         let Some(new) = self.file.take() else {
             return Ok(());
         };
-        fsync(&self.fd)?;
         fs::rename(&new.temporary, &new.path)?;
         match new
             .path
@@ -137,6 +147,19 @@ impl ReadVolatile for Stream {
         self.wait(PollFlags::IN)?;
         self.fd.read_volatile(room)
     }
+}
+
+/// Where a file is to be made that a path leads to by links, if it does.
+fn end_of_links(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    // No longer than the kernel would (path_resolution(7)), should they be made a circle meanwhile.
+    for _ in 0..40 {
+        let Ok(link) = fs::read_link(&path) else {
+            break;
+        };
+        path = path.with_file_name(link);
+    }
+    path
 }
 
 /// Opens a FIFO for writing once somebody has it for reading. Just opening it would wait through every signal.
@@ -213,6 +236,43 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         }
+        // Links to what is not there yet.
+        let (inner, new) = (folder.path().join("inner"), folder.path().join("inner/new"));
+        fs::create_dir(&inner).unwrap();
+        symlink("../link to a link", inner.join("first")).unwrap();
+        symlink(&new, folder.path().join("link to a link")).unwrap();
+        let stream = Stream::create(&inner.join("first"), &Interrupt::default()).unwrap();
+        assert!(!new.exists());
+        stream.keep().unwrap();
+        assert_eq!(fs::read(&new).unwrap(), b"");
+        assert!(inner.join("first").is_symlink());
+        assert_eq!(fs::read_dir(&inner).unwrap().count(), 2);
+        // Nowhere.
+        let circle = folder.path().join("circle");
+        symlink("circle", &circle).unwrap();
+        let error = Stream::create(&circle, &Interrupt::default()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
+        assert!(circle.is_symlink());
+    }
+
+    #[test]
+    fn whatever_can_be_synced_is_and_the_rest_kept_all_the_same() {
+        let interrupt = Interrupt::default();
+        let null = Stream::create(Path::new("/dev/null"), &interrupt).unwrap();
+        null.keep().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
+        Stream::new(writer.into(), &interrupt)
+            .unwrap()
+            .keep()
+            .unwrap();
+        drop(reader);
+        // As a block device that fails: one that nothing can be done with.
+        let flags = OFlags::PATH.bits().cast_signed();
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(flags).open("/dev/null");
+        let stream = Stream::new(file.unwrap().into(), &interrupt).unwrap();
+        let error = stream.keep().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::BADF.raw_os_error()));
     }
 
     #[test]
