@@ -2,10 +2,12 @@
 //! Requests and their replies over one socket, and what becomes of the connection after a failure.
 //!
 //! The server answers strictly in order, so waiting for the reply before the next request costs no server
-//! time; only migration data is asked for ahead, to keep the server busy while it is passed on. After a transport error or a malformed reply the stream cannot be trusted any more: the socket is
-//! shut down and every later call fails with [`Error::Disconnected`].
+//! time; only migration data is asked for ahead, to keep the server busy while it is passed on. After a transport
+//! error or a malformed reply the stream cannot be trusted any more: the socket is shut down and every later call
+//! fails with [`Error::Disconnected`].
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -19,7 +21,7 @@ use crate::protocol::codec::Reader;
 use crate::protocol::deframer::Frame;
 use crate::protocol::extension::migration::Query;
 use crate::protocol::header::{MessageType, NO_REPLY};
-use crate::protocol::transport::{Receiver, Sender, is_past};
+use crate::protocol::transport::{Receiver, Sender, TransportError, is_past};
 use crate::protocol::{Command, DecodeError, Header};
 
 /// Longest explanation that is asked for, in bytes.
@@ -87,6 +89,20 @@ impl Connection {
     ) -> Result<T, Error> {
         let result = self.exchange(command, parts, fds, read);
         self.explained(result)
+    }
+
+    /// As [`Self::call`], however long the reply takes.
+    pub(crate) fn call_patiently<T>(
+        &mut self,
+        command: Command,
+        parts: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+        read: impl FnOnce(&[u8], Vec<OwnedFd>) -> Result<T, DecodeError>,
+    ) -> Result<T, Error> {
+        let timeout = self.timeout.take();
+        let result = self.call(command, parts, fds, read);
+        self.timeout = timeout;
+        result
     }
 
     /// Sends `parts` as one request whose reply is left to [`Self::next_reply`].
@@ -228,7 +244,16 @@ impl Connection {
             .timeout
             .and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            let (header, body, fds) = match self.receiver.receive_until(deadline)? {
+            let frame = match self.receiver.receive_until(deadline) {
+                // The socket has a timeout, this reply has none.
+                Err(TransportError::Io(error))
+                    if deadline.is_none() && error.kind() == ErrorKind::WouldBlock =>
+                {
+                    continue;
+                }
+                frame => frame?,
+            };
+            let (header, body, fds) = match frame {
                 None => return Err(Error::Disconnected),
                 Some(Frame::TooLong(header)) => {
                     return Err(Error::TooLong {
@@ -302,7 +327,6 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use super::*;
-    use crate::protocol::transport::TransportError;
     use crate::testing::{self, Message, Peer, capabilities, client, try_client};
     use crate::{Client, Options};
 

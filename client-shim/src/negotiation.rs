@@ -34,7 +34,7 @@ pub struct Options {
     pub pgsizes: u64,
     /// Longest wait to be let in, for a reply (if its beginning is there by then, as long again for more of it), and
     /// for room to send; then the connection is over. `None` (the default) waits for ever, as a reset may take its
-    /// time.
+    /// time. Migration's channel ends by itself; what the main socket is then asked of the migration has no limit.
     pub timeout: Option<Duration>,
     /// Serves what the server asks; with it the twin socket is offered.
     pub callbacks: Option<Arc<dyn Callbacks>>,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where migration's requests go: a socket of their own, or the main one. A channel that broke is not opened again:
-//! the main socket takes migration's commands still, and data goes by message.
+//! the main socket takes migration's commands still, without a time limit, and data goes by message.
 
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -105,13 +105,6 @@ impl Link {
         self.taken.store(false, Ordering::Release);
     }
 
-    /// For whatever does not depend on what went before: the channel while it is whole, else the main socket.
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        let channel = self.channel.as_ref().map(lock);
-        let whole = channel.filter(|channel| !channel.is_broken());
-        whole.unwrap_or_else(|| lock(&self.main))
-    }
-
     /// For the data of a transfer, which stays where it began: bytes are lost with a channel that breaks.
     pub(super) fn data(&self, apart: bool) -> MutexGuard<'_, Connection> {
         let channel = self.channel.as_ref().filter(|_| apart);
@@ -124,14 +117,25 @@ impl Link {
         channel.is_some_and(|channel| !lock(channel).is_broken())
     }
 
+    /// For whatever does not depend on what went before: over the channel while it is whole, else over the main socket.
     fn call<T>(
         &self,
         command: Command,
         parts: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
         read: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
     ) -> Result<T, Error> {
-        self.connection()
-            .call(command, parts, &[], |body, _| read(body))
+        let read = |body: &[u8], _: Vec<OwnedFd>| read(body);
+        let Some(channel) = &self.channel else {
+            return lock(&self.main).call(command, parts, fds, read);
+        };
+        let mut channel = lock(channel);
+        if !channel.is_broken() {
+            return channel.call(command, parts, fds, read);
+        }
+        drop(channel);
+        // The driver may still be busy with what the channel did not wait for; the guest must not lose this one, too.
+        lock(&self.main).call_patiently(command, parts, fds, read)
     }
 
     /// The memory that data goes through, where that was granted; the server forgets it with the channel.
@@ -149,8 +153,7 @@ impl Link {
             };
             let parts = [request.as_bytes()];
             let fds = [made.fd()];
-            self.connection()
-                .call(Command::MigShm, &parts, &fds, |body, _| expect_empty(body))?;
+            self.call(Command::MigShm, &parts, &fds, expect_empty)?;
             *memory = Some(Arc::new(made));
         }
         Ok(memory.clone())
@@ -165,7 +168,7 @@ impl Link {
             argsz: size_u32::<Feature>() + size_u32::<T>(),
             flags: feature | GET,
         };
-        self.call(Command::DeviceFeature, &[request.as_bytes()], |body| {
+        self.call(Command::DeviceFeature, &[request.as_bytes()], &[], |body| {
             let mut reader = Reader::new(body);
             let _: Feature = reader.take("device_feature")?;
             reader.take("device_feature.data")
@@ -197,7 +200,7 @@ impl Link {
             flags: feature | SET,
         };
         let parts = [request.as_bytes(), data];
-        self.call(Command::DeviceFeature, &parts, |_| Ok(()))
+        self.call(Command::DeviceFeature, &parts, &[], |_| Ok(()))
     }
 
     /// The size as the device says, if that can be one.
@@ -223,10 +226,15 @@ impl Link {
             argsz: size_u32::<wire::PrecopyInfo>(),
             flags: 0,
         };
-        let answer = self.call(Command::MigPrecopyInfo, &[request.as_bytes()], |body| {
-            let info: wire::PrecopyInfo = Reader::new(body).take("precopy_info")?;
-            Ok(PrecopyInfo::new(&info))
-        });
+        let answer = self.call(
+            Command::MigPrecopyInfo,
+            &[request.as_bytes()],
+            &[],
+            |body| {
+                let info: wire::PrecopyInfo = Reader::new(body).take("precopy_info")?;
+                Ok(PrecopyInfo::new(&info))
+            },
+        );
         match answer {
             Ok(info) => Ok(Some(info)),
             Err(error) if is_unsupported(&error) => Ok(None),
@@ -239,7 +247,7 @@ impl Link {
             argsz: size_u32::<wire::Pending>(),
             flags: if exact { wire::PENDING_EXACT } else { 0 },
         };
-        self.call(Command::MigPending, &[request.as_bytes()], |body| {
+        self.call(Command::MigPending, &[request.as_bytes()], &[], |body| {
             let pending: wire::Pending = Reader::new(body).take("pending")?;
             Ok(Pending::new(&pending))
         })

@@ -216,7 +216,8 @@ impl Saver {
         self.link.set_state(MigrationState::Stop)
     }
 
-    /// Gives up, at any point: the device goes on as it did before.
+    /// Gives up, at any point: the device goes on as it did before. After a channel that did not answer in time this
+    /// waits for the driver, however long that takes.
     ///
     /// # Errors
     /// [`Error::Peer`] if it cannot (only a reset leads out of ERROR), and what a lost connection gives.

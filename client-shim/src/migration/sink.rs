@@ -8,7 +8,7 @@ use vm_memory::VolatileSlice;
 use zerocopy::IntoBytes;
 
 use super::link::Link;
-use super::memory::{CHUNK, SLOTS, SharedMemory, to_u64};
+use super::memory::{CHUNK, SLOT, SLOTS, SharedMemory, to_u64};
 use crate::Error;
 use crate::info::size_u32;
 use crate::protocol::Command;
@@ -61,7 +61,7 @@ impl Sink {
                     // As for a source.
                     depth: if apart { SLOTS - 1 } else { 0 },
                 });
-                (way, CHUNK)
+                (way, if apart { SLOT } else { CHUNK })
             }
             None => {
                 let size = link.transfer_size.min(CHUNK);

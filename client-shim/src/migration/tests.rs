@@ -145,6 +145,8 @@ fn a_device_without_pre_copy_gives_all_at_the_end() {
 fn a_stream_goes_in_whole_however_it_is_cut() {
     let data = bytes(5, (9 << 20) + 3);
     for features in ways() {
+        let apart = features.channel && features.shared_memory;
+        let longest = if apart { SLOT } else { CHUNK };
         for cut in [1000, 65_536, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 << 20] {
             let (client, device, server) = attach(features, Device::default());
             let migration = client.migration().unwrap().unwrap();
@@ -156,6 +158,7 @@ fn a_stream_goes_in_whole_however_it_is_cut() {
             loader.finish(true).unwrap();
             let device = device.lock().unwrap();
             assert!(device.loaded == data, "{features:?}, by {cut}");
+            assert_eq!(device.longest, longest, "{features:?}, by {cut}");
             assert_eq!(device.state, State::Running);
             drop(device);
             drop((client, migration));

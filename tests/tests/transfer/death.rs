@@ -9,8 +9,9 @@ use vfio_user_client::{Client, Error};
 
 use super::vm::{Vm, backend, load, options, rest, snapshot, ways};
 
-const LENGTH: usize = 7 << 20;
-const MODEL: &str = "vram=8M";
+/// More than a loader collects before it notices.
+const LENGTH: usize = 15 << 20;
+const MODEL: &str = "vram=16M";
 
 #[test]
 fn a_destination_that_dies_leaves_the_source_running() {

@@ -399,7 +399,32 @@ fn a_wait_ends_with_the_first_signal() {
     let status = save.end_by(Signal::TERM);
     assert_eq!(status.code(), Some(130), "{}", save.report());
     source.wait_until_left(3);
+
+    // Nobody has its other end.
+    for arguments in [
+        ["load", text(&to), text(&fifo)].as_slice(),
+        &["save", text(&from), "-o", text(&fifo)],
+    ] {
+        let mut command = Command::new(binaries::ctl());
+        command.args(arguments);
+        let mut waits = Process::spawn("vfio-user-ctl", command);
+        while !catches(&waits, Signal::HUP) {
+            assert!(!waits.has_ended(), "{}", waits.report());
+            std::thread::yield_now();
+        }
+        let status = waits.end_by(Signal::TERM);
+        assert_eq!(status.code(), Some(130), "{}", waits.report());
+    }
     with(&source, |vm| vm.check(51, LENGTH));
+}
+
+/// Whether a process has a handler for a signal; the tool's last one is that for SIGHUP.
+fn catches(process: &Process, signal: Signal) -> bool {
+    let status = format!("/proc/{}/status", process.id());
+    let status = fs::read_to_string(status).expect("a process that was not reaped");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.expect("a mask") & 1 << (signal.as_raw() - 1) != 0
 }
 
 #[test]

@@ -113,7 +113,7 @@ pub struct Migrate {
     #[arg(long)]
     pub json: bool,
 
-    /// How long to wait for any one reply, in seconds.
+    /// How long to wait for any one reply, in seconds; after a late one the source may take longer to go on.
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub timeout: u64,
@@ -139,7 +139,7 @@ pub struct Save {
     #[arg(long)]
     pub json: bool,
 
-    /// How long to wait for any one reply, in seconds.
+    /// How long to wait for any one reply, in seconds; after a late one the source may take longer to go on.
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub timeout: u64,

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `save` and `load`: the stream of one device to and from a file or pipe.
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -137,8 +136,11 @@ fn moved(
 fn save_to(options: &Save, moving: &mut Move) -> Result<End, Failure> {
     let interrupt = &moving.interrupt;
     let mut sink = match &options.output {
-        Some(path) => Stream::create(path, interrupt)
-            .map_err(|error| format!("Cannot write {}: {error}", path.display()))?,
+        Some(path) => match Stream::create(path, interrupt) {
+            Err(_) if interrupt.is_asked() => return Ok(End::Interrupted),
+            Err(error) => return Err(format!("Cannot write {}: {error}", path.display()).into()),
+            Ok(sink) => sink,
+        },
         None if io::stdout().is_terminal() => {
             return Err("The stream is not for a terminal; give -o FILE, or a pipe".into());
         }
@@ -223,19 +225,21 @@ impl Move {
 }
 
 fn load_from(options: &Load, moving: &mut Move) -> Result<End, Failure> {
-    let (source, total): (OwnedFd, _) = match &options.file {
-        Some(path) => {
-            let file = File::open(path)
-                .map_err(|error| format!("Cannot read {}: {error}", path.display()))?;
-            let total = file.metadata().ok().map(|metadata| metadata.len());
-            (file.into(), total)
-        }
+    let interrupt = &moving.interrupt;
+    let (mut source, total) = match &options.file {
+        Some(path) => match Stream::open(path, interrupt) {
+            Err(_) if interrupt.is_asked() => return Ok(End::Interrupted),
+            Err(error) => return Err(format!("Cannot read {}: {error}", path.display()).into()),
+            Ok((source, size)) => (source, Some(size)),
+        },
         None if io::stdin().is_terminal() => {
             return Err("The stream does not come from a terminal; give a FILE, or a pipe".into());
         }
-        None => (io::stdin().as_fd().try_clone_to_owned()?, None),
+        None => {
+            let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+            (Stream::new(stdin, interrupt)?, None)
+        }
     };
-    let mut source = Stream::new(source, &moving.interrupt)?;
     let client = attach(&options.socket, options.timeout)?;
     let migration = migration(&client, &options.socket)?;
     // Dropped on any way out of here, it resets the device.

@@ -4,11 +4,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::time::Duration;
 
 use rustix::event::PollFlags;
-use rustix::fs::{FileType, fstat, fsync};
+use rustix::fs::{FileType, OFlags, fstat, fsync};
+use rustix::io::{Errno, ioctl_fionbio};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
@@ -16,6 +19,12 @@ use crate::interrupt::Interrupt;
 
 /// What a pipe with any room takes without waiting (`PIPE_BUF`), in bytes.
 const PIECE: usize = 4096;
+
+/// How often a FIFO is tried that nobody reads.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// An open(2) that does not wait for the other end of a FIFO.
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 /// One end of a stream. Reads and writes fail once the user wants it to end.
 #[derive(Debug)]
@@ -40,15 +49,40 @@ impl Stream {
         })
     }
 
+    /// A file, device or FIFO to read, and its size in bytes. A FIFO has something to read when this returns.
+    pub fn open(path: &Path, interrupt: &Interrupt) -> io::Result<(Self, u64)> {
+        let fifo = fs::metadata(path)?.file_type().is_fifo();
+        let flags = if fifo { NONBLOCK } else { 0 };
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        if fifo {
+            // Not ready before somebody has it for writing.
+            if !interrupt.wait_for(&file, PollFlags::IN)? {
+                return Err(interrupted());
+            }
+            ioctl_fionbio(&file, false)?;
+        }
+        let size = file.metadata()?.len();
+        Ok((Self::new(file.into(), interrupt)?, size))
+    }
+
     /// A file that is there, whole, once [`Self::keep`] returns; what was there before stays until then. Devices and
     /// FIFOs are written to as they are.
     pub fn create(path: &Path, interrupt: &Interrupt) -> io::Result<Self> {
-        let before = fs::metadata(path).ok();
-        if before.as_ref().is_some_and(|before| !before.is_file()) {
-            return Self::new(File::create(path)?.into(), interrupt);
-        }
+        let before = match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            before => Some(before?),
+        };
         // A link stays one.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let path = match &before {
+            Some(before) if before.file_type().is_fifo() => {
+                return Self::new(wait_for_reader(path, interrupt)?.into(), interrupt);
+            }
+            Some(before) if !before.is_file() => {
+                return Self::new(File::create(path)?.into(), interrupt);
+            }
+            Some(_) => fs::canonicalize(path)?,
+            None => end_of_links(path),
+        };
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", process::id()));
         let temporary = path.with_file_name(name);
@@ -65,10 +99,14 @@ impl Stream {
 
     /// The stream is complete: it is on disk when this returns, if it goes there.
     pub fn keep(mut self) -> io::Result<()> {
+        match fsync(&self.fd) {
+            // Nothing that could be on a disk, as a pipe.
+            Err(Errno::INVAL | Errno::ROFS) => {}
+            other => other?,
+        }
         let Some(new) = self.file.take() else {
             return Ok(());
         };
-        fsync(&self.fd)?;
         fs::rename(&new.temporary, &new.path)?;
         match new
             .path
@@ -83,8 +121,7 @@ impl Stream {
     fn wait(&self, what: PollFlags) -> Result<(), VolatileMemoryError> {
         match self.interrupt.wait_for(&self.fd, what) {
             Ok(true) => Ok(()),
-            // Not the kind `Interrupted`, after which it would be tried again.
-            Ok(false) => Err(io::Error::other("Interrupted")),
+            Ok(false) => Err(interrupted()),
             Err(error) => Err(error),
         }
         .map_err(VolatileMemoryError::IOError)
@@ -112,6 +149,43 @@ impl ReadVolatile for Stream {
     }
 }
 
+/// Where a file is to be made that a path leads to by links, if it does.
+fn end_of_links(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    // No longer than the kernel would (path_resolution(7)), should they be made a circle meanwhile.
+    for _ in 0..40 {
+        let Ok(link) = fs::read_link(&path) else {
+            break;
+        };
+        path = path.with_file_name(link);
+    }
+    path
+}
+
+/// Opens a FIFO for writing once somebody has it for reading. Just opening it would wait through every signal.
+fn wait_for_reader(path: &Path, interrupt: &Interrupt) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).custom_flags(NONBLOCK);
+    while !interrupt.is_asked() {
+        match options.open(path) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => {
+                interrupt.sleep(LOOK);
+            }
+            opened => {
+                let file = opened?;
+                ioctl_fionbio(&file, false)?;
+                return Ok(file);
+            }
+        }
+    }
+    Err(interrupted())
+}
+
+/// Not the kind `Interrupted`, after which it would be tried again.
+fn interrupted() -> io::Error {
+    io::Error::other("Interrupted")
+}
+
 /// A file that is not what it is to be; removed, unless it was renamed.
 #[derive(Debug)]
 struct NewFile {
@@ -129,7 +203,9 @@ impl Drop for NewFile {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::thread;
 
+    use rustix::fs::{CWD, Mode, mkfifoat};
     use vm_memory::VolatileSlice;
 
     use super::*;
@@ -160,5 +236,67 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         }
+        // Links to what is not there yet.
+        let (inner, new) = (folder.path().join("inner"), folder.path().join("inner/new"));
+        fs::create_dir(&inner).unwrap();
+        symlink("../link to a link", inner.join("first")).unwrap();
+        symlink(&new, folder.path().join("link to a link")).unwrap();
+        let stream = Stream::create(&inner.join("first"), &Interrupt::default()).unwrap();
+        assert!(!new.exists());
+        stream.keep().unwrap();
+        assert_eq!(fs::read(&new).unwrap(), b"");
+        assert!(inner.join("first").is_symlink());
+        assert_eq!(fs::read_dir(&inner).unwrap().count(), 2);
+        // Nowhere.
+        let circle = folder.path().join("circle");
+        symlink("circle", &circle).unwrap();
+        let error = Stream::create(&circle, &Interrupt::default()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
+        assert!(circle.is_symlink());
+    }
+
+    #[test]
+    fn whatever_can_be_synced_is_and_the_rest_kept_all_the_same() {
+        let interrupt = Interrupt::default();
+        let null = Stream::create(Path::new("/dev/null"), &interrupt).unwrap();
+        null.keep().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
+        Stream::new(writer.into(), &interrupt)
+            .unwrap()
+            .keep()
+            .unwrap();
+        drop(reader);
+        // As a block device that fails: one that nothing can be done with.
+        let flags = OFlags::PATH.bits().cast_signed();
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(flags).open("/dev/null");
+        let stream = Stream::new(file.unwrap().into(), &interrupt).unwrap();
+        let error = stream.keep().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::BADF.raw_os_error()));
+    }
+
+    #[test]
+    fn the_ends_of_a_fifo_wait_for_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        let interrupt = Interrupt::default();
+        let mut data = *b"data";
+        let mut found = [0; 8];
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut sink = Stream::create(&fifo, &interrupt).unwrap();
+                sink.write_all_volatile(&VolatileSlice::from(&mut data[..]))
+                    .unwrap();
+                sink.keep().unwrap();
+            });
+            let (mut source, _) = Stream::open(&fifo, &interrupt).unwrap();
+            let mut read = || {
+                let mut room = VolatileSlice::from(&mut found[..]);
+                source.read_volatile(&mut room).unwrap()
+            };
+            assert_eq!((read(), read()), (4, 0));
+        });
+        assert_eq!(&found[..4], b"data");
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Device {
     pub(super) passes: Vec<Vec<u8>>,
     pub(super) stop_copy: Vec<u8>,
     pub(super) loaded: Vec<u8>,
+    /// Bytes of the longest write.
+    pub(super) longest: usize,
     pub(super) resets: usize,
     /// Refuses the stream once it is so long.
     pub(super) refuse_at: Option<usize>,
@@ -50,6 +52,7 @@ impl Default for Device {
             passes: Vec::new(),
             stop_copy: Vec::new(),
             loaded: Vec::new(),
+            longest: 0,
             resets: 0,
             refuse_at: None,
             reads: 0,
@@ -108,6 +111,7 @@ impl Device {
             return Err(22);
         }
         self.loaded.extend_from_slice(data);
+        self.longest = self.longest.max(data.len());
         match self.refuse_at {
             Some(limit) if self.loaded.len() > limit => Err(71),
             _ => Ok(()),

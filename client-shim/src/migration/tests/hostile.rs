@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rustix::thread::gettid;
@@ -25,6 +26,13 @@ fn scripted(
         migration: features,
         ..Options::default()
     };
+    scripted_with(options, script)
+}
+
+fn scripted_with(
+    options: Options,
+    script: impl FnMut(Command, &Message) -> Result<Vec<u8>, u32> + Send + 'static,
+) -> (Client, JoinHandle<()>) {
     let (client, server) = try_client(options, move |peer| {
         let features = [
             extension::migration::PENDING,
@@ -224,6 +232,47 @@ fn a_broken_channel_does_not_strand_the_source() {
     loader.load(&[1; 3]).unwrap();
     loader.finish(true).unwrap();
     drop((second, client, migration));
+    server.join().unwrap();
+}
+
+/// The driver takes longer than the client waits, first on the channel and then, for the way back, on the main socket.
+#[test]
+fn a_driver_that_is_late_does_not_cost_the_guest_its_socket() {
+    const TIMEOUT: Duration = Duration::from_millis(200);
+    let (hold, held) = mpsc::channel::<()>();
+    let script = move |command, request: &Message| {
+        Ok(match command {
+            Command::DeviceFeature => {
+                let body = &request.body;
+                let running = u32::from(State::Running);
+                if word(body, 4) == SET | MIG_DEVICE_STATE && word(body, 8) == running {
+                    thread::sleep(2 * TIMEOUT);
+                }
+                sane(request)
+            }
+            Command::MigShmRead => {
+                let _ = held.recv();
+                request.body.clone()
+            }
+            Command::RegionRead => [&request.body[..], &[0; 4]].concat(),
+            _ => Vec::new(),
+        })
+    };
+    let options = Options {
+        timeout: Some(TIMEOUT),
+        migration: shared(),
+        ..Options::default()
+    };
+    let (client, server) = scripted_with(options, script);
+    let migration = client.migration().unwrap().unwrap();
+    let mut saver = migration.save(false).unwrap();
+    saver.switch_over().unwrap();
+    let error = saver.chunk().unwrap_err();
+    assert!(matches!(error, Error::TimedOut), "{error:?}");
+    drop(hold);
+    saver.cancel().unwrap();
+    client.region_read(7, 0, &mut [0; 4]).unwrap();
+    drop((client, migration));
     server.join().unwrap();
 }
 
