@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use log::warn;
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_STATE_V1_RESUMING, VFIO_DEVICE_STATE_V1_RUNNING, VFIO_DEVICE_STATE_V1_SAVING,
@@ -20,6 +19,7 @@ use super::error::V1Error;
 use super::load::Load;
 use super::save::Save;
 use crate::migration::{DataStream, MigrationDriver, PrecopyInfo, Support, Taken, states};
+use crate::ratelimit::peer_log;
 
 /// Every driver has pre-copy, if only without data, and none has P2P.
 const SUPPORT: Support = Support {
@@ -269,11 +269,11 @@ impl DataStream for Stream {
     }
 }
 
-/// The errno of an error; what it says beyond that goes to the log, once for each transfer.
+/// The errno of an error; what it says beyond that goes to the log, once for each transfer, and no more often than any peer's line.
 fn told(error: V1Error) -> Errno {
     match error {
         V1Error::Refused(_) | V1Error::Failed | V1Error::Over => {}
-        error => warn!("Migration region: {error}"),
+        error => peer_log!(Warn, "Migration region: {error}"),
     }
     error.errno()
 }
