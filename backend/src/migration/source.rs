@@ -21,8 +21,6 @@ use crate::ratelimit::peer_log;
 
 /// Less room than this is not worth a record of its own in it.
 const MIN_DIRECT: usize = HEADER + 4096;
-/// Bytes asked of the driver at once: what it gives is hashed while in the cache. A multiple of a cache line.
-const READ: usize = 256 << 10;
 /// Bytes of device data in a record that is made apart.
 const STAGED: usize = 64 << 10;
 
@@ -223,14 +221,13 @@ impl Source {
             }
         }
         while then.is_ok() && taken.length < most && !taken.ends_transaction {
-            let length = (most - taken.length).min(READ);
+            let length = most - taken.length;
             let stream = &mut *self.stream;
             let given = room.fill(payload + taken.length, length, |to| {
                 let given = give(stream, to, stopped)?;
                 if let Given::Data(more) = &given
                     && let Ok(data) = to.subslice(0, more.length)
                 {
-                    // While it is in the cache.
                     checksum::feed(&mut hasher, &data);
                 }
                 Ok(given)

@@ -18,6 +18,8 @@ use crate::ratelimit::peer_log;
 
 /// `f_type` of file systems that are processes (linux/magic.h).
 const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
+/// `f_type` of sockets.
+const SOCKFS_MAGIC: FsWord = 0x534f_434b;
 /// The most threads that close something.
 const MOST: usize = 32;
 
@@ -40,10 +42,11 @@ pub(super) fn is_socket(fd: impl AsFd) -> bool {
 
 /// Whether closing it may take long. What cannot be told may.
 fn may_block(fd: &OwnedFd) -> bool {
-    if is_socket(fd) {
-        return socket_domain(fd) != Ok(AddressFamily::UNIX);
+    match fstatfs(fd).map(|file_system| file_system.f_type) {
+        Ok(SOCKFS_MAGIC) => socket_domain(fd) != Ok(AddressFamily::UNIX),
+        Ok(kind) => kind == FUSE_SUPER_MAGIC,
+        Err(_) => true,
     }
-    fstatfs(fd).map_or(true, |file_system| file_system.f_type == FUSE_SUPER_MAGIC)
 }
 
 /// Does what may take as long as a client likes on a thread that nobody waits for.
