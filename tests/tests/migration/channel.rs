@@ -188,24 +188,8 @@ fn what_is_queued_on_a_channel_does_not_outlive_its_client() {
     assert_eq!(next.state(), Running);
 }
 
-#[test]
-fn a_driver_that_does_not_return_keeps_no_later_client_waiting() {
-    // The device is to be kept, but a read that takes ten minutes is not waited for.
-    let arguments = ["--on-disconnect", "keep", "--log-level", "debug"];
-    let backend = Backend::start_with(&["faults=slow-save=600000"], &arguments);
-    let mut client = client(&backend, &ALL);
-    let mut channel = open_channel(&mut client);
-    channel.set_state(PreCopy);
-    let read = channel.message(Command::MigDataRead, 0, [65_544_u32, 65_536].as_bytes());
-    channel.send(&read, &[]);
-    backend.wait_for_log("A fault: waiting", 1);
-    drop(client);
-    let mut next = RawClient::attach(&backend.socket());
-    assert_eq!(next.state(), Running);
-}
-
-#[test]
-fn a_client_that_is_thrown_out_hears_so_and_is_waited_for_no_longer_than_one_that_left() {
+/// A device that is to be kept, whose driver is an hour about a read on the channel.
+fn stuck() -> (Backend, RawClient, RawClient) {
     let arguments = ["--on-disconnect", "keep", "--log-level", "debug"];
     let backend = Backend::start_with(&["faults=slow-save=3600s"], &arguments);
     let mut client = client(&backend, &ALL);
@@ -214,6 +198,20 @@ fn a_client_that_is_thrown_out_hears_so_and_is_waited_for_no_longer_than_one_tha
     let read = channel.message(Command::MigDataRead, 0, [65_544_u32, 65_536].as_bytes());
     channel.send(&read, &[]);
     backend.wait_for_log("A fault: waiting", 1);
+    (backend, client, channel)
+}
+
+#[test]
+fn a_driver_that_does_not_return_keeps_no_later_client_waiting() {
+    let (backend, client, _channel) = stuck();
+    drop(client);
+    let mut next = RawClient::attach(&backend.socket());
+    assert_eq!(next.state(), Running);
+}
+
+#[test]
+fn a_client_that_is_thrown_out_hears_so_and_is_waited_for_no_longer_than_one_that_left() {
+    let (backend, mut client, _channel) = stuck();
     // A message shorter than its own header.
     let mut message = client.message(Command::DeviceGetInfo, 0, &[]);
     message[4..8].copy_from_slice(&8_u32.to_ne_bytes());
