@@ -554,7 +554,8 @@ impl Backend {
                 0,
                 "the device had less than it should"
             );
-            assert_eq!(reply.size, SLOT as u64);
+            // A slot ends where a cache line of the driver's stream does.
+            assert!(SLOT as u64 - reply.size < 64, "{} bytes", reply.size);
             if index + SLOTS < slots {
                 self.peer.send(&slot(index), None);
             }

@@ -49,7 +49,7 @@ pub trait MigrationDriver: Send + Sync + fmt::Debug {
     fn support(&self) -> Support;
 
     /// What the data on the stream belongs to: the driver and the version of its data, such as `mlx5_vfio_pci`
-    /// or `model 2`. Source and destination must agree. Empty if not known, which agrees with everything.
+    /// or `model 3`. Source and destination must agree. Empty if not known, which agrees with everything.
     fn data_version(&self) -> String;
 
     /// The state the device is in.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Drivers that leave a state by themselves, cannot say how much is left, or never come to an end.
 
-use super::super::record::HEADER;
+use super::super::record::{HEADER, Kind, Sequence};
 use super::*;
 
 #[test]
@@ -128,6 +128,49 @@ fn what_came_before_an_error_is_handed_out_where_it_may_be_short() {
     assert_eq!(error.errno(), Errno::IO);
     let (_, end) = read_all(&front, 1 << 16, true).unwrap();
     assert_eq!(end, More::No);
+}
+
+#[test]
+fn pieces_in_shared_memory_begin_with_a_cache_line_of_the_driver() {
+    const LINE: usize = 64;
+    const SLOT: usize = 64 << 10;
+    let front = Front::new();
+    let mut memory = vec![0; SLOT + LINE];
+    let from = memory.as_ptr().align_offset(LINE);
+    let slot = &mut memory[from..][..SLOT];
+    let mut sequence = Sequence::default();
+    let mut given = 0;
+    // Bytes of the slot, and of the driver up to there.
+    let mut next = || {
+        let room = &mut Room::Shared(VolatileSlice::from(&mut *slot));
+        let (length, more) = front.migration.read(room, &front).unwrap();
+        let mut at = 0;
+        while at < length {
+            let header = slot[at..].first_chunk().unwrap();
+            let record = sequence.header(header).unwrap();
+            let is_data = record.kind == Kind::DeviceData;
+            given += if is_data { record.length } else { 0 };
+            at += HEADER + record.length;
+        }
+        (length, given, more)
+    };
+    // How much pre-copy gives is nobody's choice.
+    front.device.answer([
+        Answer::Bytes(pattern(4096 + 33, 1)),
+        Answer::Errno(Errno::NOMSG),
+    ]);
+    set(&front, PreCopy).unwrap();
+    let (_, given, more) = next();
+    assert_eq!((given, more), (4096 + 33, More::Later));
+    set(&front, StopCopy).unwrap();
+    let answers = (0..10).map(|seed| Answer::Bytes(pattern(40_001, seed)));
+    front.device.answer(answers.chain([Answer::Zero]));
+    for slot in 0..5 {
+        let (length, given, more) = next();
+        assert_eq!(more, More::Yes);
+        assert!(SLOT - length < LINE, "{length} bytes of slot {slot}");
+        assert_eq!(given % LINE, 0, "slot {slot}");
+    }
 }
 
 #[test]

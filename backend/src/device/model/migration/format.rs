@@ -4,7 +4,7 @@
 //! A sequence of chunks, little endian, nothing between them:
 //!
 //! ```text
-//!  0        4        8                16               24               32
+//!  0        4        8                16               24               64
 //!  +--------+--------+----------------+----------------+----------------+-------- - -
 //!  | kind   | 0      | offset         | length         | 0              | payload
 //!  +--------+--------+----------------+----------------+----------------+-------- - -
@@ -14,7 +14,7 @@
 //!
 //! | kind | offset | length | payload |
 //! |---|---|---|---|
-//! | 1 START | 0 | 32 | [`Start`] |
+//! | 1 START | 0 | 64 | [`Start`] |
 //! | 2 VRAM | in VRAM, whole granules | whole granules | that part of VRAM |
 //! | 3 ZERO | in VRAM, whole granules | whole granules | none: that part is zero |
 //! | 4 ENGINE | 0 | 112 | [`Engine`] |
@@ -23,8 +23,8 @@
 //! | 7 EXTRA | where the last one ended | up to a granule | [`super::pattern`] from there |
 //! | 8 END | 0 | 0 | none |
 //!
-//! VRAM begins at multiples of 32 bytes of the stream: some processors copy several times slower to where the
-//! place in a page is 1 to 31 bytes further than that of the source.
+//! VRAM begins at multiples of 64 bytes of the stream: processors copy slower, some several times, where source and
+//! destination are not at the same place in a cache line.
 //!
 //! VRAM is zero before the first chunk; of several chunks for one place the last counts. There is as much EXTRA
 //! as START says, for tests of devices with much state that only a stopped device gives.
@@ -35,7 +35,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::super::bochs;
 
 /// Version of all this, part of the driver's data version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// What a stream begins with, in [`Start`].
 pub const MAGIC: [u8; 8] = *b"VGPU-MIG";
 /// VRAM is looked at, sent and placed in pieces of this many bytes.
@@ -114,7 +114,7 @@ wire! {
         /// Bytes of it.
         pub length: U64,
         /// 0.
-        pub zeros: U64,
+        pub zeros: [U64; 5],
     }
 
     /// Payload of START.
@@ -129,6 +129,8 @@ wire! {
         pub vram_size: U64,
         /// Bytes of EXTRA.
         pub extra_size: U64,
+        /// 0.
+        pub zeros: [U64; 4],
     }
 
     /// Payload of ENGINE: registers as `registers.rs` draws them, and the command under way.
@@ -205,7 +207,7 @@ impl Header {
             reserved: U32::ZERO,
             offset: offset.into(),
             length: length.into(),
-            zeros: U64::ZERO,
+            zeros: [U64::ZERO; 5],
         }
     }
 }
@@ -223,11 +225,15 @@ mod tests {
             size_of::<Display>(),
             size_of::<Lines>(),
         ];
-        assert_eq!(sizes, [32, 32, 112, 28, 24]);
-        assert!(sizes[..2].iter().all(|size| size % 32 == 0));
+        assert_eq!(sizes, [64, 64, 112, 28, 24]);
+        assert!(
+            [sizes[0], sizes[1], GRANULE]
+                .iter()
+                .all(|size| size % 64 == 0)
+        );
         assert_eq!(FIXED, sizes[1..].iter().copied().max().unwrap());
         let header = Header::new(Kind::Zero, 0x1_0000, 0x4000);
-        let mut bytes = [0; 32];
+        let mut bytes = [0; 64];
         bytes[0] = 3;
         bytes[10] = 1;
         bytes[17] = 0x40;

@@ -7,6 +7,7 @@
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
 
 use super::super::bochs;
 use super::super::engine::Snapshot;
@@ -240,7 +241,7 @@ impl Loading {
             Kind::End => offset == 0 && length == 0 && self.extra == self.extra_size,
             _ => offset == 0 && length == fixed_size(kind) as u64,
         };
-        if !good || header.reserved.get() != 0 || header.zeros.get() != 0 {
+        if !good || header.reserved.get() != 0 || header.zeros != [U64::ZERO; 5] {
             return Err(shape);
         }
         self.last = Some(kind);
@@ -306,7 +307,8 @@ impl Loading {
     fn start(&mut self, size: u64) -> Result<(), Bad> {
         let start: Start = self.payload().ok_or(Bad::Foreign)?;
         let granule = u32::try_from(GRANULE) == Ok(start.granule.get());
-        if start.magic != MAGIC || start.version.get() != VERSION || !granule {
+        let zeros = start.zeros == [U64::ZERO; 4];
+        if start.magic != MAGIC || start.version.get() != VERSION || !granule || !zeros {
             return Err(Bad::Foreign);
         }
         let source_size = start.vram_size.get();

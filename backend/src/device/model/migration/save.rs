@@ -193,6 +193,7 @@ impl Saving {
             granule: u32::try_from(GRANULE).map_err(|_| Errno::FBIG)?.into(),
             vram_size: size.into(),
             extra_size: extra_size.into(),
+            ..Start::default()
         };
         let length = start.as_bytes().len();
         saving.stage.payload()[..length].copy_from_slice(start.as_bytes());

@@ -102,7 +102,7 @@ fn only_what_changed_is_sent_again() {
     let mut stream = rig.open(PreCopy);
     let first = info(&mut *stream);
     // 64 granules, and one that takes room but is zero.
-    let start = HEADER + 32;
+    let start = HEADER + 64;
     assert_eq!(first.initial, (start + 65 * CHUNK) as u64);
     assert_eq!(first.dirty, 0);
     let half = read(&mut *stream, start + 10 * CHUNK).unwrap();
@@ -381,7 +381,7 @@ fn every_change_of_state_can_be_taken_and_taken_back() {
         assert!(driver.set_state(StopCopy).is_err());
         assert!(driver.set_state(Error).is_err());
         assert_eq!(driver.set_state(PreCopy).is_ok(), support.pre_copy);
-        assert_eq!(driver.data_version(), "model 2");
+        assert_eq!(driver.data_version(), "model 3");
         rig.gpu.reset(ResetCause::Client).unwrap();
         assert_eq!(rig.state(), Running);
     }

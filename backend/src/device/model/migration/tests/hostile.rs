@@ -98,8 +98,9 @@ fn headers_that_reach_outside() {
         granule: (16 << 10).into(),
         vram_size: VRAM.into(),
         extra_size: u64::MAX.into(),
+        ..Start::default()
     };
-    let begin = [Header::new(Kind::Start, 0, 32).as_bytes(), start.as_bytes()].concat();
+    let begin = [Header::new(Kind::Start, 0, 64).as_bytes(), start.as_bytes()].concat();
     let target = rig("no-p2p");
     let granule = GRANULE as u64;
     for (kind, at, length) in [
@@ -143,8 +144,12 @@ fn headers_that_reach_outside() {
             vram_size: (2 * VRAM).into(),
             ..start
         },
+        Start {
+            zeros: [0.into(), 0.into(), 0.into(), 1.into()],
+            ..start
+        },
     ] {
-        let header = Header::new(Kind::Start, 0, 32);
+        let header = Header::new(Kind::Start, 0, 64);
         let data = [header.as_bytes(), bad.as_bytes(), &[0]].concat();
         assert_eq!(refused(&target, &data), 0);
     }
