@@ -44,9 +44,14 @@ pub enum TransportError {
     Io(#[from] io::Error),
 }
 
-/// Looks at descriptors the moment they arrive, before anything else may happen to them: those that are taken, or `None`
-/// once it has disposed of them.
-pub type Screen = fn(Vec<OwnedFd>) -> Option<Vec<OwnedFd>>;
+/// Looks at descriptors the moment they arrive, before anything else may happen to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    /// Those that are taken, or `None` once it has disposed of them.
+    pub take: fn(Vec<OwnedFd>) -> Option<Vec<OwnedFd>>,
+    /// Disposes of those that nobody wants any more.
+    pub dispose: fn(Vec<OwnedFd>),
+}
 
 /// The receiving half.
 #[derive(Debug)]
@@ -72,7 +77,10 @@ pub fn split(stream: UnixStream, max_message: usize) -> (Receiver, Sender) {
         Receiver {
             stream: Arc::clone(&stream),
             deframer,
-            screen: Some,
+            screen: Screen {
+                take: Some,
+                dispose: drop,
+            },
         },
         Sender { stream },
     )
@@ -100,7 +108,7 @@ impl Receiver {
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
             let mut buffers = [IoSliceMut::new(&mut bytes)];
             let received = recvmsg(&*self.stream, &mut buffers, &mut control, flags);
-            drop((self.screen)(descriptors(&mut control)));
+            (self.screen.dispose)(descriptors(&mut control));
             match received {
                 Ok(received) if received.bytes > 0 => {}
                 Err(Errno::INTR) => {}
@@ -159,7 +167,7 @@ impl Receiver {
         };
         let mut fds = descriptors(&mut control);
         if !fds.is_empty() {
-            fds = (self.screen)(fds).ok_or(TransportError::DescriptorRefused)?;
+            fds = (self.screen.take)(fds).ok_or(TransportError::DescriptorRefused)?;
         }
         self.deframer.received(received.bytes, fds)?;
         if received.flags.contains(ReturnFlags::CTRUNC) {

@@ -56,8 +56,8 @@ pub(super) fn expected() -> Result<Rules, BackendError> {
         l::SYS_dup,               // descriptors for a client
         l::SYS_fcntl,             // duplicating close-on-exec, seals
         l::SYS_fstat,             // what a client passed as memory
-        l::SYS_fstatfs,           // whether its pages are huge
-        l::SYS_statx,             // what a client passed, by the standard library
+        l::SYS_fstatfs,           // whether its pages are huge, where a file lies
+        l::SYS_statx,             // what a client passed; the same, by the standard library
         l::SYS_newfstatat,        // the same, by the C library
         l::SYS_lseek,             // size of what a client passed; which parts of VRAM take room
         l::SYS_memfd_create,      // VRAM for the next client

@@ -22,7 +22,7 @@ use vfio_user_protocol::{DecodeError, Header};
 use super::migration::MigrationCommands;
 use super::refusal::Refusal;
 use super::replies::{Replies, Reply};
-use super::screen::{is_socket, screen};
+use super::screen::{SCREEN, is_socket};
 use super::session::{MAX_MESSAGE, SessionError};
 use crate::ratelimit::peer_log;
 use crate::report::chain;
@@ -71,7 +71,7 @@ impl Channel {
         let socket = Arc::new(stream.try_clone().map_err(os)?);
         let hang_up = HangUp(Arc::clone(&socket));
         let (receiver, sender) = split(stream, MAX_MESSAGE);
-        let receiver = receiver.screened(screen);
+        let receiver = receiver.screened(SCREEN);
         let work = Arc::default();
         let server = Server {
             commands,

@@ -8,51 +8,114 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread::Builder;
+use std::time::Duration;
 
-use rustix::fs::{FileType, FsWord, fstat, fstatfs};
+use rustix::fs::{AtFlags, FileType, FsWord, StatxFlags, fcntl_get_seals, fstatfs, statx};
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
+use vfio_user_protocol::transport::Screen;
 
 use crate::ratelimit::peer_log;
 
-/// `f_type` of file systems that are processes (linux/magic.h).
-const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
-/// `f_type` of sockets.
-const SOCKFS_MAGIC: FsWord = 0x534f_434b;
-/// The most threads that close something.
+/// `f_type` of file systems that may be processes, or lie on one (linux/magic.h): FUSE, overlayfs.
+const PROCESSES: [FsWord; 2] = [0x6573_5546, 0x794c_7630];
+/// How long the file system of a file has to say what it is.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The most threads that wait for something.
 const MOST: usize = 32;
 
-static CLOSING: AtomicUsize = AtomicUsize::new(0);
+static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// Takes descriptors, or closes all of them if one must not be had. See [`vfio_user_protocol::transport::Screen`].
-pub(super) fn screen(fds: Vec<OwnedFd>) -> Option<Vec<OwnedFd>> {
-    if fds.iter().any(may_block) {
+/// How long closing a descriptor takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Closing {
+    Quick,
+    /// Its file system must be asked, which may take as long as somebody likes.
+    Unknown,
+    /// As long as somebody likes.
+    Slow,
+}
+
+/// For all that is received from clients.
+pub(super) const SCREEN: Screen = Screen {
+    take: screen,
+    dispose,
+};
+
+/// Takes descriptors, or closes all of them if one must not be had.
+fn screen(fds: Vec<OwnedFd>) -> Option<Vec<OwnedFd>> {
+    match slowest(&fds) {
+        Closing::Quick => return Some(fds),
+        Closing::Slow => {
+            apart(move || drop(fds));
+            return None;
+        }
+        Closing::Unknown => {}
+    }
+    let (verdict, told) = mpsc::sync_channel(1);
+    apart(move || {
+        let quick = |fd| closing(fd) == Closing::Quick || lies_with_the_kernel(fd);
+        if fds.iter().all(quick) {
+            // Who no longer waits drops them quickly, too.
+            let _ = verdict.send(fds);
+        } else {
+            drop(verdict);
+            drop(fds);
+        }
+    });
+    told.recv_timeout(PATIENCE).ok()
+}
+
+/// Closes descriptors, which nobody waits for unless it is quick.
+fn dispose(fds: Vec<OwnedFd>) {
+    if slowest(&fds) != Closing::Quick {
         apart(move || drop(fds));
-        return None;
     }
-    Some(fds)
 }
 
-/// Whether it is a socket.
+/// Of no descriptors: quick.
+fn slowest(fds: &[OwnedFd]) -> Closing {
+    fds.iter().map(closing).max().unwrap_or(Closing::Quick)
+}
+
+/// Whether it is a socket. Asks no process behind a file.
 pub(super) fn is_socket(fd: impl AsFd) -> bool {
-    let status = fstat(fd).map(|status| FileType::from_raw_mode(status.st_mode));
-    status == Ok(FileType::Socket)
+    file_type(fd) == Some(FileType::Socket)
 }
 
-/// Whether closing it may take long. What cannot be told may.
-fn may_block(fd: &OwnedFd) -> bool {
-    match fstatfs(fd).map(|file_system| file_system.f_type) {
-        Ok(SOCKFS_MAGIC) => socket_domain(fd) != Ok(AddressFamily::UNIX),
-        Ok(kind) => kind == FUSE_SUPER_MAGIC,
-        Err(_) => true,
+/// `None` if it cannot be told.
+fn file_type(fd: impl AsFd) -> Option<FileType> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let status = statx(fd, c"", flags, StatxFlags::TYPE).ok()?;
+    Some(FileType::from_raw_mode(status.stx_mode.into()))
+}
+
+/// Asks nobody but the kernel.
+fn closing(fd: &OwnedFd) -> Closing {
+    // Memory of any kind can be sealed, and nothing else.
+    if fcntl_get_seals(fd).is_ok() {
+        return Closing::Quick;
     }
+    match file_type(fd) {
+        Some(FileType::Socket) if socket_domain(fd) == Ok(AddressFamily::UNIX) => Closing::Quick,
+        Some(FileType::Socket) => Closing::Slow,
+        // Eventfds and their like are no files, and have no type.
+        Some(FileType::Unknown) => Closing::Quick,
+        _ => Closing::Unknown,
+    }
+}
+
+/// Whether its file system is no process. Waits for that, if it is one.
+fn lies_with_the_kernel(fd: &OwnedFd) -> bool {
+    fstatfs(fd).is_ok_and(|file_system| !PROCESSES.contains(&file_system.f_type))
 }
 
 /// Does what may take as long as a client likes on a thread that nobody waits for.
 pub(super) fn apart(act: impl FnOnce() + Send + 'static) {
-    if CLOSING.fetch_add(1, Ordering::SeqCst) >= MOST {
-        CLOSING.fetch_sub(1, Ordering::SeqCst);
+    if WAITING.fetch_add(1, Ordering::SeqCst) >= MOST {
+        WAITING.fetch_sub(1, Ordering::SeqCst);
         peer_log!(
             Warn,
             "Too many descriptors that do not close: more are kept open"
@@ -61,10 +124,10 @@ pub(super) fn apart(act: impl FnOnce() + Send + 'static) {
     }
     let spawned = Builder::new().name("closing".into()).spawn(move || {
         act();
-        CLOSING.fetch_sub(1, Ordering::SeqCst);
+        WAITING.fetch_sub(1, Ordering::SeqCst);
     });
     if let Err(error) = spawned {
-        CLOSING.fetch_sub(1, Ordering::SeqCst);
+        WAITING.fetch_sub(1, Ordering::SeqCst);
         peer_log!(Warn, "No thread to close descriptors: {error}");
     }
 }

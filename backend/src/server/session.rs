@@ -28,7 +28,7 @@ use super::ending::Ending;
 use super::migration::MigrationCommands;
 use super::refusal::Refusal;
 use super::replies::{Replies, Reply};
-use super::screen::screen;
+use super::screen::SCREEN;
 use super::twin::Twin;
 use crate::device;
 use crate::function::Function;
@@ -185,7 +185,7 @@ impl Session {
     ) -> io::Result<(Self, Receiver)> {
         let main = Arc::new(stream.try_clone()?);
         let (receiver, sender) = split(stream, MAX_MESSAGE);
-        let receiver = receiver.screened(screen);
+        let receiver = receiver.screened(SCREEN);
         let session = Self {
             function,
             negotiated: None,

@@ -18,7 +18,7 @@ use vfio_user_protocol::transport::{Receiver, Sender, split};
 use vfio_user_protocol::{Command, Header};
 use zerocopy::IntoBytes;
 
-use super::screen::screen;
+use super::screen::SCREEN;
 use crate::memory::MessageDma;
 use crate::ratelimit::peer_log;
 use crate::routes::RouteSink;
@@ -46,7 +46,7 @@ impl Twin {
     pub(super) fn new(stream: UnixStream, max_data: usize) -> io::Result<Self> {
         let closer = stream.try_clone()?;
         let (receiver, sender) = split(stream, HEADER_SIZE + size_of::<DmaAccess>() + max_data);
-        let receiver = receiver.screened(screen);
+        let receiver = receiver.screened(SCREEN);
         let channel = Mutex::new(Channel {
             receiver,
             sender,

@@ -6,6 +6,7 @@ mod arguments;
 mod closing;
 mod descriptors;
 mod framing;
+mod fuse;
 mod leaks;
 mod lifecycle;
 mod memory;
