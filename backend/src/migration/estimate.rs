@@ -65,10 +65,14 @@ impl Estimate {
     }
 
     /// Takes the driver's answer about pre-copy, at `now`. Where it could not say, what was last told goes on counting.
+    /// What changed since comes on top of what only the stopped device gives, until the driver is asked for that too.
     pub fn told_precopy(&mut self, precopy: PrecopyInfo, now: Instant) {
+        let beyond = self.whole.map(|whole| self.beyond(whole));
         self.initial = believed(precopy.initial).unwrap_or(0);
         // Two figures that can each be believed may still have a sum that cannot.
         self.dirty = believed(precopy.dirty).unwrap_or(0).min(MAX - self.initial);
+        let grown = |beyond: u64| self.precopy().saturating_add(beyond).min(MAX);
+        self.whole = beyond.map(grown);
         self.asked = now;
     }
 
@@ -79,7 +83,9 @@ impl Estimate {
 
     /// Pre-copy is over: what it had not given yet is part of the stop-copy.
     pub fn stopped(&mut self, now: Instant) {
-        self.told_precopy(PrecopyInfo::default(), now);
+        self.initial = 0;
+        self.dirty = 0;
+        self.asked = now;
     }
 
     /// Some bytes were read: initial data first, then what changed.
@@ -96,15 +102,22 @@ impl Estimate {
         self.initial
     }
 
+    fn precopy(&self) -> u64 {
+        self.initial + self.dirty
+    }
+
+    /// Of a whole stop-copy, what pre-copy would not give.
+    fn beyond(&self, whole: u64) -> u64 {
+        whole.saturating_sub(self.precopy())
+    }
+
     /// What is left at `now`.
     #[must_use]
     pub fn pending(&self, now: Instant) -> Pending {
-        let precopy = self.initial + self.dirty;
-        let whole = self.whole.unwrap_or(0);
         Pending {
             initial: self.initial,
             dirty: self.dirty,
-            stop_copy: whole.saturating_sub(precopy),
+            stop_copy: self.whole.map_or(0, |whole| self.beyond(whole)),
             unknown: self.whole.is_none(),
             age: now.saturating_duration_since(self.asked),
         }
@@ -168,6 +181,18 @@ mod tests {
         // VFIO_PRECOPY_INFO_REINIT: initial data again.
         told(&mut estimate, info(40, 0), 900);
         assert_eq!(figures(&estimate), (40, 0, 860, 900, false));
+    }
+
+    #[test]
+    fn a_new_pass_takes_nothing_from_what_the_stopped_device_gives() {
+        let mut estimate = Estimate::new(Instant::now());
+        told(&mut estimate, info(1000, 0), 1500);
+        estimate.read(1000);
+        assert_eq!(figures(&estimate), (0, 0, 500, 500, false));
+        estimate.told_precopy(info(0, 700), Instant::now());
+        assert_eq!(figures(&estimate), (0, 700, 500, 1200, false));
+        estimate.told_precopy(info(0, 100), Instant::now());
+        assert_eq!(figures(&estimate), (0, 100, 500, 600, false));
     }
 
     #[test]

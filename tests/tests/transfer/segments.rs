@@ -151,3 +151,21 @@ fn another_device_is_refused_before_its_data_moves() {
         to.check(6, 4096);
     }
 }
+
+#[test]
+fn what_changed_is_told_with_all_that_the_stopped_device_gives() {
+    let source = backend("vram=4M,faults=state-size=2M", MigrationFeatures::ALL);
+    let mut from = Vm::new(&source.client);
+    from.fill(3, 3 << 20);
+    let mut saver = from.migration.save(true).expect("a saver");
+    let mut stream = Vec::new();
+    pass(&mut saver, &mut stream);
+    from.fill(4, 1 << 20);
+    // Finds nothing, and has the driver look again.
+    pass(&mut saver, &mut stream);
+    let estimated = saver.pending(false).expect("sizes");
+    assert!(estimated.dirty >= 1 << 20, "{estimated:?}");
+    assert!(estimated.stop_copy >= 2 << 20, "{estimated:?}");
+    let asked = saver.pending(true).expect("sizes");
+    assert_eq!(estimated.total(), asked.total(), "{estimated:?} {asked:?}");
+}
