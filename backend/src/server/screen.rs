@@ -56,8 +56,7 @@ fn screen(fds: Vec<OwnedFd>) -> Option<Vec<OwnedFd>> {
     }
     let (verdict, told) = mpsc::sync_channel(1);
     apart(move || {
-        let quick = |fd| closing(fd) == Closing::Quick || lies_with_the_kernel(fd);
-        if fds.iter().all(quick) {
+        if fds.iter().all(lies_with_the_kernel) {
             // Who no longer waits drops them quickly, too.
             let _ = verdict.send(fds);
         } else {
