@@ -154,6 +154,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_taken_where_its_system_is_no_process() {
+        let file = OwnedFd::from(tempfile::tempfile().unwrap());
+        assert_eq!(closing(&file), Closing::Unknown);
+        let system = fstatfs(&file).unwrap().f_type;
+        assert_eq!(screen(vec![file]).is_some(), !PROCESSES.contains(&system));
+        dispose(vec![tempfile::tempfile().unwrap().into()]);
+    }
+
+    #[test]
     fn a_socket_that_may_linger_is_not_and_neither_is_what_came_with_it() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
