@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The function as migration sees it: who it is, what the guest set up, and taking that over.
 
-use super::Function;
+use super::{Function, State};
 use crate::device::{Error, ResetCause};
 use crate::migration::{DRIVER_DATA, Guest, GuestState, Identity, UNKNOWN};
 use crate::pci::registers::{PCI_COMMAND, PCI_INTERRUPT_LINE};
@@ -64,23 +64,16 @@ impl Guest for Function {
     }
 
     fn check(&self, saved: &GuestState) -> Result<(), String> {
-        let state = self.state();
-        let size = state.config.check_size(saved.config.len());
-        size.map_err(|error| format!("Config space: {error}"))?;
-        let table = state
-            .msix
-            .as_ref()
-            .map_or(0, |(_, table)| table.bytes().len());
-        if table != saved.msix_table.len() {
-            let found = saved.msix_table.len();
-            return Err(format!("MSI-X table of {found} bytes where {table} are"));
-        }
-        state.quirks.check(&saved.quirks)
+        check(&self.state(), saved)
     }
 
-    fn load(&self, saved: &GuestState) -> Result<(), String> {
-        self.check(saved)?;
+    fn load(&self, saved: &GuestState, still: &dyn Fn() -> bool) -> Result<bool, String> {
+        // A reset holds the same lock from its beginning to its end.
         let mut state = self.state();
+        if !still() {
+            return Ok(false);
+        }
+        check(&state, saved)?;
         if state.config.is_live() {
             self.write_live(&state.config, &saved.config)
                 .map_err(|error| chain(&error))?;
@@ -95,12 +88,26 @@ impl Guest for Function {
         state.quirks.restore(&saved.quirks);
         self.refresh(&mut state);
         self.update_interrupts(&mut state);
-        Ok(())
+        Ok(true)
     }
 
     fn reset(&self) -> Result<(), String> {
         Self::reset(self, ResetCause::Client).map_err(|error| chain(&error))
     }
+}
+
+fn check(state: &State, saved: &GuestState) -> Result<(), String> {
+    let size = state.config.check_size(saved.config.len());
+    size.map_err(|error| format!("Config space: {error}"))?;
+    let table = state
+        .msix
+        .as_ref()
+        .map_or(0, |(_, table)| table.bytes().len());
+    if table != saved.msix_table.len() {
+        let found = saved.msix_table.len();
+        return Err(format!("MSI-X table of {found} bytes where {table} are"));
+    }
+    state.quirks.check(&saved.quirks)
 }
 
 impl Function {

@@ -29,6 +29,7 @@ impl Function {
             self.update_interrupts(&mut state);
         }
         self.device.set_delivery(Delivery::default());
+        self.migration.forget();
         done.and(unmapped).and(stopped)
     }
 

@@ -496,7 +496,7 @@ fn what_a_guest_set_up_arrives_in_another_function() {
     destination.follow_guest_routes(Arc::clone(&log) as _);
     assert_eq!(destination.identity(), source.identity());
     destination.check(&saved).unwrap();
-    destination.load(&saved).unwrap();
+    destination.load(&saved, &|| true).unwrap();
     assert_eq!(destination.save().unwrap(), saved);
     assert_eq!(read(&destination, 4, TABLE + 16), entry);
     let told = log.take().into_iter().find_map(|event| match event {
@@ -518,15 +518,34 @@ fn a_state_that_does_not_fit_changes_nothing() {
         other.config[4] = 0xff;
         cut(&mut other);
         assert!(function.check(&other).is_err());
-        assert!(function.load(&other).is_err());
+        assert!(function.load(&other, &|| true).is_err());
         assert_eq!(function.save().unwrap(), before);
     }
     // What a guest cannot write does not come from elsewhere.
     let mut forged = before.clone();
     forged.config[0..4].fill(0xaa);
     forged.config[8..12].fill(0xaa);
-    function.load(&forged).unwrap();
+    function.load(&forged, &|| true).unwrap();
     assert_eq!(function.save().unwrap(), before);
+}
+
+#[test]
+fn a_state_whose_device_was_reset_is_not_taken() {
+    let (function, ..) = function();
+    let before = function.save().unwrap();
+    let mut saved = before.clone();
+    saved.config[4] = 6;
+    let asked = std::cell::Cell::new(false);
+    let undone = || {
+        // A reset needs the lock that is held here, so that none comes between the answer and the end.
+        asked.set(function.state.try_lock().is_err());
+        false
+    };
+    assert_eq!(function.load(&saved, &undone), Ok(false));
+    assert!(asked.get());
+    assert_eq!(function.save().unwrap(), before);
+    assert_eq!(function.load(&saved, &|| true), Ok(true));
+    assert_eq!(function.save().unwrap(), saved);
 }
 
 #[test]

@@ -55,6 +55,9 @@ pub enum Error {
     /// The stream is not right.
     #[error("The stream is refused")]
     Stream(#[from] StreamError),
+    /// Shared memory was truncated while a piece of the stream was read from it.
+    #[error("A piece of the stream was lost: the shared memory was truncated")]
+    Lost,
     /// The stream comes from another device.
     #[error("The stream is of another device: {}", list(.0))]
     Incompatible(Vec<Difference>),
@@ -99,9 +102,11 @@ impl Error {
             Self::Driver { errno, .. } | Self::NotChanged { errno, .. } => *errno,
             Self::Reset => Errno::NODEV,
             Self::OutOfStep => Errno::BADFD,
-            Self::Stream(_) | Self::Incompatible(_) | Self::Guest(_) | Self::Failed(_) => {
-                Errno::PROTO
-            }
+            Self::Stream(_)
+            | Self::Lost
+            | Self::Incompatible(_)
+            | Self::Guest(_)
+            | Self::Failed(_) => Errno::PROTO,
             Self::NotReset(_) => Errno::IO,
         }
     }

@@ -32,11 +32,12 @@ pub trait Guest {
     /// What does not fit, in words.
     fn check(&self, state: &GuestState) -> Result<(), String>;
 
-    /// Takes what the guest set up at the source, once the device has its own state.
+    /// Takes what the guest set up at the source, once the device has its own state; false if `still` is, which is asked
+    /// where no reset can come between the answer and the end of this.
     ///
     /// # Errors
     /// What the device says.
-    fn load(&self, state: &GuestState) -> Result<(), String>;
+    fn load(&self, state: &GuestState, still: &dyn Fn() -> bool) -> Result<bool, String>;
 
     /// Returns device and function to power-on: a load came to nothing.
     ///

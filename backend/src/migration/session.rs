@@ -39,6 +39,8 @@ pub(super) enum Transfer {
     None,
     Saving(Source),
     Loading(Sink),
+    /// Something was received, and a reset undid it before it was loaded; the client does not know yet.
+    Undone,
 }
 
 #[derive(Debug)]
@@ -149,7 +151,11 @@ impl Migration {
     fn forget_undone(&self, inner: &mut Inner) {
         let resets = self.resets.load(Ordering::SeqCst);
         if inner.resets != resets {
-            inner.transfer = Transfer::None;
+            inner.transfer = match &inner.transfer {
+                Transfer::Loading(sink) if !sink.is_untouched() => Transfer::Undone,
+                Transfer::Undone => Transfer::Undone,
+                _ => Transfer::None,
+            };
             inner.estimate = Estimate::new(Instant::now());
             inner.resets = resets;
         }
@@ -201,7 +207,7 @@ impl Migration {
             return Err(IllegalChange::Missing(to).into());
         }
         let mut from = self.ask_state(driver)?;
-        self.see_whether_it_left(&mut inner, from, guest)?;
+        self.see_whether_it_left(&mut inner, from, to, guest)?;
         // The table first: nothing is lost over a change that is not there.
         states::way(from, to, support)?;
         if from == State::Resuming && to != State::Resuming {
@@ -220,11 +226,12 @@ impl Migration {
     }
 
     /// A device may leave a state by itself, reset by another owner of its bus, say. What it was sent or received until
-    /// then is worth nothing.
+    /// then is worth nothing. A client that ends a load hears of a reset, too: nothing of it is left.
     fn see_whether_it_left(
         &self,
         inner: &mut Inner,
         now: State,
+        to: State,
         guest: &dyn Guest,
     ) -> Result<(), Error> {
         match inner.transfer {
@@ -238,6 +245,13 @@ impl Migration {
                     return Ok(());
                 }
                 Err(Error::Reset)
+            }
+            Transfer::Undone => {
+                inner.transfer = Transfer::None;
+                match to {
+                    State::Stop | State::Running | State::RunningP2p => Err(Error::Reset),
+                    _ => Ok(()),
+                }
             }
             _ => Ok(()),
         }
@@ -380,14 +394,12 @@ impl Migration {
             }
         }
         self.state.store(State::Stop.into(), Ordering::SeqCst);
-        if self.is_undone(inner) {
-            // What the guest set up belongs to what was loaded, and that may be gone.
-            return self.abandon(inner, guest, Some(Error::Reset));
+        // What the guest set up belongs to what was loaded, and a reset may have taken that away.
+        match guest.load(&state, &|| !self.is_undone(inner)) {
+            Ok(true) => Ok(State::Stop),
+            Ok(false) => self.abandon(inner, guest, Some(Error::Reset)),
+            Err(error) => self.abandon(inner, guest, Some(Error::Guest(error))),
         }
-        if let Err(error) = guest.load(&state) {
-            return self.abandon(inner, guest, Some(Error::Guest(error)));
-        }
-        Ok(State::Stop)
     }
 
     /// Resets the device, as nothing it received may ever run.
@@ -456,6 +468,22 @@ impl Migration {
                 what: "Writing migration data",
                 state,
             }),
+        }
+    }
+
+    /// A piece that was written turned out not to be what the client meant: the load has failed.
+    pub fn spoil(&self) {
+        if let Transfer::Loading(sink) = &mut self.lock().transfer {
+            sink.spoil();
+        }
+    }
+
+    /// The client is gone, and with it what it was still to be told.
+    pub fn forget(&self) {
+        if let Ok(mut inner) = self.inner.try_lock()
+            && matches!(inner.transfer, Transfer::Undone)
+        {
+            inner.transfer = Transfer::None;
         }
     }
 

@@ -73,6 +73,11 @@ impl Sink {
         }
     }
 
+    /// A piece was not what the client meant: nothing that came is loaded.
+    pub fn spoil(&mut self) {
+        self.failed.get_or_insert(Error::Lost);
+    }
+
     /// Takes a piece of the stream, all of it.
     ///
     /// # Errors

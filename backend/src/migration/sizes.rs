@@ -96,7 +96,8 @@ impl Migration {
                     initial_done,
                 });
             }
-            Transfer::None => {
+            other @ (Transfer::None | Transfer::Undone) => {
+                inner.transfer = other;
                 // Nothing moves yet: what a stop-copy would give is all there is to say, and always asked.
                 inner.estimate = Estimate::new(Instant::now());
                 ask_stop_copy(&mut inner.estimate, driver);

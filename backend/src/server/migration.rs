@@ -183,10 +183,11 @@ impl MigrationCommands {
 
     fn shm_read(&self, asked: &ShmTransfer, reply: &mut Reply) -> Result<(), Refusal> {
         let function = &*self.function;
-        let (length, more) = self.in_shared(asked, |slice| {
+        let read = |slice: VolatileSlice<'_>| {
             let mut room = Room::Shared(slice);
             Ok(function.migration().read(&mut room, function)?)
-        })?;
+        };
+        let (length, more) = self.in_shared(asked, read, || ())?;
         let done = ShmTransfer {
             argsz: size_of_u32::<ShmTransfer>(),
             flags: match more {
@@ -203,9 +204,10 @@ impl MigrationCommands {
 
     fn shm_write(&self, asked: &ShmTransfer, reply: &mut Reply) -> Result<(), Refusal> {
         let function = &*self.function;
-        self.in_shared(asked, |slice| {
+        let write = |slice: VolatileSlice<'_>| {
             Ok(function.migration().write(Piece::Shared(slice), function)?)
-        })?;
+        };
+        self.in_shared(asked, write, || function.migration().spoil())?;
         reply.payload.extend_from_slice(asked.as_bytes());
         Ok(())
     }
@@ -214,10 +216,11 @@ impl MigrationCommands {
         &self,
         asked: &ShmTransfer,
         act: impl FnOnce(VolatileSlice<'_>) -> Result<R, Refusal>,
+        lost: impl FnOnce(),
     ) -> Result<R, Refusal> {
         let shared = self.shared.as_ref();
         let shared = shared.ok_or(Refusal::Unexpected("No memory is shared"))?;
-        shared.with(asked.offset, asked.size, act)
+        shared.with(asked.offset, asked.size, act, lost)
     }
 }
 

@@ -34,12 +34,13 @@ impl SharedMemory {
         Ok(Self(mapping))
     }
 
-    /// Lets `act` use a part.
+    /// Lets `act` use a part. Where the memory was truncated meanwhile, `lost` hears of it.
     pub(super) fn with<R>(
         &self,
         offset: u64,
         size: u64,
         act: impl FnOnce(VolatileSlice<'_>) -> Result<R, Refusal>,
+        lost: impl FnOnce(),
     ) -> Result<R, Refusal> {
         let from = usize::try_from(offset).ok();
         let count = usize::try_from(size).ok();
@@ -49,7 +50,10 @@ impl SharedMemory {
         let done = act(slice)?;
         let (from, count) = part.unwrap_or_default();
         match self.0.lost_within(from, count) {
-            Some(_) => Err(os("The shared memory was truncated")(Errno::FAULT)),
+            Some(_) => {
+                lost();
+                Err(os("The shared memory was truncated")(Errno::FAULT))
+            }
             None => Ok(done),
         }
     }

@@ -7,6 +7,7 @@ mod damage;
 mod faults;
 mod leaving;
 mod memory;
+mod undone;
 
 /// 1 MiB, the most that one message carries.
 const MIB: usize = 1 << 20;

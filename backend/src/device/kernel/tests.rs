@@ -459,7 +459,7 @@ fn a_loaded_config_space_reaches_the_device_with_decoding_last() {
 
     let (fake, destination) = function();
     fake.take_asked();
-    destination.load(&saved).unwrap();
+    destination.load(&saved, &|| true).unwrap();
     let writes: Vec<_> = fake
         .take_asked()
         .into_iter()

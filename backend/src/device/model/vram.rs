@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{
     FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, fallocate,
-    fcntl_add_seals, fstat, ftruncate, memfd_create, open, seek,
+    fcntl_add_seals, fcntl_setfl, fstat, ftruncate, memfd_create, open, seek,
 };
 use rustix::io::{Errno, fcntl_dupfd_cloexec, pwrite};
 use vm_memory::VolatileSlice;
@@ -295,6 +295,14 @@ impl Vram {
             *memory = Arc::new(Memory::new(file, self.size)?);
         }
         memory.zero(0..self.size)
+    }
+
+    /// Takes back what a client may have made of the file's flags, which it shares: writes that append, above all.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn as_opened(&self) -> Result<(), VramError> {
+        fcntl_setfl(&self.memory().file, OFlags::empty()).map_err(refused("F_SETFL"))
     }
 
     /// Makes a range 0 and gives its room back.

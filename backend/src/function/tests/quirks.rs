@@ -488,7 +488,7 @@ fn registers_and_quirks_move_to_another_function() {
             .is_empty()
     );
     map(&destination, 0x4000, 32, Access::READ_WRITE);
-    Guest::load(&destination, &source.save().unwrap()).unwrap();
+    Guest::load(&destination, &source.save().unwrap(), &|| true).unwrap();
     assert_eq!(read(&destination, CONFIG, 0xfc), [0, 0x70, 0, 0]);
     assert_eq!(
         read(&destination, CONFIG, 0xc0),

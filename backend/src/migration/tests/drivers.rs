@@ -201,7 +201,7 @@ fn a_reset_while_the_last_is_read_leaves_no_stream_of_two_halves() {
     let front = Front::new();
     front.device.answer([Answer::Bytes(pattern(100, 1))]);
     set(&front, StopCopy).unwrap();
-    *front.while_saved.lock().unwrap() = Some(|front| super::super::Guest::reset(front).unwrap());
+    *front.while_saved.lock().unwrap() = Some(|front| Guest::reset(front).unwrap());
     let read = read_all(&front, 1 << 16, false);
     assert!(matches!(read, Err(Error::Reset)), "{read:?}");
     assert_eq!(state(&front), Running);

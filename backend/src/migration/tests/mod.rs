@@ -12,7 +12,7 @@ use vfio_user_protocol::migration::MigrationState::{self as State, *};
 use vm_memory::VolatileSlice;
 
 use super::buffer::{Piece, Room};
-use super::{Error, GuestState, More, PrecopyInfo, ShowP2p, Support};
+use super::{Error, Guest, GuestState, More, PrecopyInfo, ShowP2p, Support};
 use crate::device::{Device, ResetCause};
 use scripted::{Answer, Front};
 
@@ -368,7 +368,7 @@ fn a_refused_change_says_where_the_device_is() {
         if stays == Error {
             assert!(front.migration.is_closed());
             assert_eq!(set(&front, Running).unwrap_err().errno(), Errno::INVAL);
-            super::Guest::reset(&front).unwrap();
+            Guest::reset(&front).unwrap();
         } else {
             set(&front, StopCopy).unwrap();
             set(&front, Running).unwrap();
@@ -383,7 +383,7 @@ fn a_reset_ends_the_transfer() {
     for during in [PreCopy, StopCopy, Resuming] {
         let front = Front::new();
         set(&front, during).unwrap();
-        super::Guest::reset(&front).unwrap();
+        Guest::reset(&front).unwrap();
         assert_eq!(front.migration.last_state(), Running);
         assert!(read_all(&front, 100, false).is_err());
         assert!(write_all(&front, b"x", 1, false).is_err());
@@ -426,7 +426,7 @@ fn an_answer_from_before_a_reset_is_not_believed() {
     thread::scope(|scope| {
         let asking = scope.spawn(|| state(&front));
         parked.recv().unwrap();
-        super::Guest::reset(&front).unwrap();
+        Guest::reset(&front).unwrap();
         go_on.send(()).unwrap();
         assert_eq!(asking.join().unwrap(), Running);
     });
@@ -445,7 +445,7 @@ fn what_a_reset_undid_while_it_was_loaded_is_not_loaded() {
     thread::scope(|scope| {
         let leaving = scope.spawn(|| set(&front, Running));
         loaded.recv().unwrap();
-        super::Guest::reset(&front).unwrap();
+        Guest::reset(&front).unwrap();
         go_on.send(()).unwrap();
         let left = leaving.join().unwrap();
         assert!(matches!(left, Err(Error::Reset)), "{left:?}");
@@ -583,6 +583,55 @@ fn a_load_that_fails_at_the_end_leaves_a_reset_device() {
     front.device.script().fail_to = Some((Stop, Errno::IO, Error));
     assert_eq!(set(&front, Stop).unwrap_err().errno(), Errno::IO);
     unharmed(&front);
+}
+
+#[test]
+fn a_reset_between_the_device_and_the_guest_leaves_nothing_loaded() {
+    for target in [Stop, Running] {
+        let mut front = Front::new();
+        front.reset_before_load = true;
+        set(&front, Resuming).unwrap();
+        write_all(&front, &small(), 100, true).unwrap();
+        let error = set(&front, target).unwrap_err();
+        assert!(matches!(error, Error::Reset), "{target}: {error}");
+        assert!(front.loaded.lock().unwrap().is_none());
+        assert_eq!(state(&front), Running);
+    }
+}
+
+#[test]
+fn whoever_ends_a_load_hears_that_a_reset_undid_it() {
+    let begun = || {
+        let front = Front::new();
+        set(&front, Resuming).unwrap();
+        write_all(&front, &small(), 100, true).unwrap();
+        Guest::reset(&front).unwrap();
+        front
+    };
+    for target in [Stop, RunningP2p, Running] {
+        let front = begun();
+        // Whatever is asked meanwhile.
+        assert_eq!(state(&front), Running);
+        front.migration.pending(false).unwrap();
+        Guest::reset(&front).unwrap();
+        let error = set(&front, target).unwrap_err();
+        assert!(matches!(error, Error::Reset), "{target}: {error}");
+        // Once: then it is a device like any other.
+        set(&front, target).unwrap();
+    }
+    // One that begins anew, in either direction, ends nothing.
+    for target in [Resuming, PreCopy, StopCopy] {
+        set(&begun(), target).unwrap();
+    }
+    // Nor does the next client.
+    let front = begun();
+    front.migration.forget();
+    set(&front, Running).unwrap();
+    // Nothing had come.
+    let front = Front::new();
+    set(&front, Resuming).unwrap();
+    Guest::reset(&front).unwrap();
+    set(&front, Running).unwrap();
 }
 
 #[test]

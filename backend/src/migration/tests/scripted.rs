@@ -276,6 +276,8 @@ pub(super) struct Front {
     pub(super) loaded: Mutex<Option<GuestState>>,
     /// Fails a load.
     pub(super) refuses: bool,
+    /// A reset comes between what the driver loads and what the guest set up.
+    pub(super) reset_before_load: bool,
     /// What happens while it is saved.
     pub(super) while_saved: Mutex<Option<fn(&Front)>>,
 }
@@ -296,6 +298,7 @@ impl Front {
             },
             loaded: Mutex::new(None),
             refuses: false,
+            reset_before_load: false,
             while_saved: Mutex::new(None),
         }
     }
@@ -318,12 +321,18 @@ impl Guest for Front {
             Err("another size".to_owned())
         }
     }
-    fn load(&self, state: &GuestState) -> Result<(), String> {
+    fn load(&self, state: &GuestState, still: &dyn Fn() -> bool) -> Result<bool, String> {
         if self.refuses {
             return Err("refused".to_owned());
         }
+        if self.reset_before_load {
+            Guest::reset(self)?;
+        }
+        if !still() {
+            return Ok(false);
+        }
         *self.loaded.lock().unwrap() = Some(state.clone());
-        Ok(())
+        Ok(true)
     }
     fn reset(&self) -> Result<(), String> {
         let reset = || Device::reset(&self.device, ResetCause::Client);

@@ -10,7 +10,8 @@ use std::time::Duration;
 /// What an action may end with.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
-/// An error and its causes in one line.
+/// An error and its causes in one line. What a server says is in some of them: characters that a terminal takes for
+/// more than text are escaped.
 pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
@@ -19,7 +20,23 @@ pub fn chain(error: &dyn Error) -> String {
         let _ = write!(line, ": {cause}");
         source = cause.source();
     }
-    line
+    let mut plain = String::with_capacity(line.len());
+    for character in line.chars() {
+        if character.is_control() || changes_direction(character) {
+            plain.extend(character.escape_default());
+        } else {
+            plain.push(character);
+        }
+    }
+    plain
+}
+
+/// Bidi_Control of Unicode (UAX #9): what follows may be shown in another order.
+fn changes_direction(character: char) -> bool {
+    matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
 }
 
 /// Writes a line for people, on stderr. Not the macro, which panics where that is a pipe whose reader is gone.

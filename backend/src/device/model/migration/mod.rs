@@ -310,7 +310,8 @@ impl Shared {
                 return Ok(Some(self.begin(state, data)));
             }
             (Stop, Resuming) => {
-                if let Err(error) = self.parts.vram.zero() {
+                let vram = &self.parts.vram;
+                if let Err(error) = vram.as_opened().and_then(|()| vram.zero()) {
                     debug!("VRAM cannot take a state: {}", chain(&error));
                     self.fail(state);
                     return Err(Errno::IO);

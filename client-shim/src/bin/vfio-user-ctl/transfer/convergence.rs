@@ -12,6 +12,8 @@ use crate::units::{float, whole};
 
 /// Passes in a row that do not lower the expected downtime before a migration counts as stalled.
 const PATIENCE: u32 = 5;
+/// A pass that lowers it by less than one part in so many does not count, or a device could have it go on for ever.
+const LEAST_PROGRESS: u32 = 1000;
 /// Fewer bytes than this say nothing of a bandwidth: their time is that of the messages.
 const LEAST: f64 = 1_048_576.0;
 /// A given bandwidth is no longer believed once so many bytes took this much longer than they should: something
@@ -130,7 +132,7 @@ impl Convergence {
             return Decision::SwitchOver;
         }
         let expected = expected.unwrap_or(Duration::MAX);
-        if expected < self.lowest {
+        if expected < self.lowest.saturating_sub(self.lowest / LEAST_PROGRESS) {
             self.lowest = expected;
             self.since = 0;
         } else {
@@ -360,6 +362,17 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn hardly_lower_is_not_lower() {
+        let mut convergence = Convergence::new(ms(1), Some(1 << 20), false);
+        let ends = (0..1_000_000_u64).any(|pass| {
+            let decision = convergence.pass_ended(&pending((1 << 40) - pass), true);
+            matches!(decision, Decision::Stalled(_))
+        });
+        assert!(ends);
+        assert_eq!(convergence.passes, 1 + PATIENCE);
     }
 
     #[test]

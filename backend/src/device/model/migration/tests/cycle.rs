@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_setfl};
 use rustix::io::{pwrite, read as read_fd};
 use std::sync::atomic::Ordering;
 
@@ -92,6 +92,17 @@ fn everything_arrives_with_writes_during_precopy() {
             assert_eq!(rig.run(command::FILL | command::DST_VRAM, 0, 0, 64), DONE);
         }
     }
+}
+
+#[test]
+fn a_client_that_made_writes_append_keeps_nobody_from_loading() {
+    let (source, target) = (Rig::new(), Rig::new());
+    source.poke(0, &noise(1 << 20));
+    let data = save(&source, 1 << 20);
+    let shared = target.gpu.vram().share().unwrap();
+    fcntl_setfl(&shared, OFlags::APPEND).unwrap();
+    target.load(&data, 1 << 20).unwrap();
+    assert!(target.vram() == source.vram());
 }
 
 #[test]
