@@ -4,6 +4,7 @@
 mod cancel;
 mod death;
 mod faults;
+mod reinit;
 mod scenes;
 mod segments;
 mod tool;
