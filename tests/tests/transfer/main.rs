@@ -4,6 +4,7 @@
 mod cancel;
 mod death;
 mod faults;
+mod progress;
 mod reinit;
 mod scenes;
 mod segments;
