@@ -6,6 +6,7 @@ mod death;
 mod faults;
 mod progress;
 mod reinit;
+mod report;
 mod scenes;
 mod segments;
 mod tool;
