@@ -267,6 +267,19 @@ mod tests {
     }
 
     #[test]
+    fn driver_data_that_both_sides_know_has_to_agree() {
+        let with = |version| identity(&[("device", "1234:1111"), (DRIVER_DATA, version)]);
+        let (ours, theirs) = (with("model 3"), with("model 2"));
+        let found = ours.differences(&theirs);
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["driver data: model 2 at the source, model 3 here"]);
+        // None at all is not an unknown one.
+        let without = identity(&[("device", "1234:1111")]);
+        assert_eq!(ours.differences(&without).len(), 1);
+        assert_eq!(without.differences(&ours).len(), 1);
+    }
+
+    #[test]
     fn lists_and_sections_read_back() {
         let ours = identity(&[("name", "wert\u{e4}"), ("", "")]);
         assert_eq!(Identity::decode(&ours.encode()), Some(ours));

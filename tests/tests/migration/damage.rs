@@ -113,6 +113,48 @@ fn another_device_is_named() {
     assert_eq!(client.state(), Running);
 }
 
+/// The first record of a stream, as a source with driver data of another version would have made it; the versions of
+/// both.
+fn of_another_version(mut stream: Vec<u8>) -> (Vec<u8>, String, String) {
+    /// Where a record has the length of its payload, its checksum, and the payload (`backend/src/migration/record.rs`).
+    const LENGTH: usize = 24;
+    const CHECKSUM: usize = 28;
+    const PAYLOAD: usize = 64;
+    let length = stream[LENGTH..CHECKSUM].try_into().expect("4 bytes");
+    stream.truncate(PAYLOAD + u32::from_le_bytes(length) as usize);
+    let name = b"driver data";
+    let mut windows = stream.windows(name.len());
+    let at = windows.position(|window| window == name);
+    // Behind the length of the value, in 2 bytes.
+    let at = at.expect("the property") + name.len() + 2;
+    let here = String::from_utf8(stream[at..].to_vec()).expect("the last property");
+    let last = stream.last_mut().expect("a version");
+    *last ^= 1;
+    let there = String::from_utf8(stream[at..].to_vec()).expect("UTF-8");
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&stream[PAYLOAD..]);
+    hasher.update(&stream[..CHECKSUM]);
+    stream[CHECKSUM..CHECKSUM + 4].copy_from_slice(&hasher.finalize().to_le_bytes());
+    (stream, there, here)
+}
+
+#[test]
+fn driver_data_of_another_version_is_named() {
+    let backend = Backend::start_model(&["vram=1M"]);
+    let mut client = RawClient::connect(&backend.socket());
+    client.negotiate(&offering(&[EXPLAIN]));
+    let good = stream(&mut client);
+    let (bad, there, here) = of_another_version(good.clone());
+    client.set_state(Resuming);
+    assert_eq!(client.data_write(&bad), Err(EPROTO));
+    let why = explain(&mut client);
+    let expected = format!("driver data: {there} at the source, {here} here");
+    assert!(why.contains(&expected), "{expected}: {why}");
+    assert_eq!(client.try_set_state(Running.into()), Err(EPROTO));
+    assert_eq!(client.state(), Running);
+    assert!(loads(&mut client, &good));
+}
+
 #[test]
 fn loads_that_come_to_nothing_do_not_fill_the_log() {
     let mut backend = Backend::start_model(&["vram=1M"]);

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One of the two backends dies in the middle: the other is as it should be.
 
+use std::process::Command;
+
 use system_tests::backend::Backend;
+use system_tests::binaries;
 use system_tests::engine::Registers;
 use system_tests::model_gpu::engine::SCRATCH;
+use system_tests::process::Process;
 use vfio_user_client::migration::Progress;
 use vfio_user_client::{Client, Error};
 
-use super::vm::{Vm, backend, load, options, rest, snapshot, ways};
+use super::tool::{self, left_in, start, start_watched, with};
+use super::vm::{Vm, backend, load, options, rest, snapshot, text, ways};
 
 /// More than a loader collects before it notices.
 const LENGTH: usize = 15 << 20;
@@ -105,5 +110,47 @@ fn a_source_that_dies_leaves_the_destination_reset_and_usable() {
         load(&mut loader, &stream, 1 << 20);
         loader.finish(true).expect("RUNNING");
         to.check(24, LENGTH);
+    }
+}
+
+/// As people see it, while the device runs and once it is stopped.
+#[test]
+fn the_tool_says_in_one_line_that_a_destination_died() {
+    for (faults, limit, last) in [
+        ("faults=dirty-rate=50M", "1", "pass 1"),
+        ("faults=no-precopy+state-size=1G", "1000000", "switch-over"),
+    ] {
+        let (source, mut destination) = (start_watched(&[faults]), start(&[]));
+        with(&source, |vm| vm.fill(53, tool::LENGTH));
+        source.wait_until_left(1);
+        let mut command = Command::new(binaries::ctl());
+        command
+            .args(["migrate", "--from", text(&source.socket())])
+            .args(["--to", text(&destination.socket())])
+            .args(["--bandwidth", "2M", "--downtime-limit", limit]);
+        let mut migrate = Process::spawn("vfio-user-ctl", command);
+        migrate.wait_for_errors(last, 1, |line| line.starts_with(last));
+        destination.kill();
+        let status = migrate.wait();
+        assert_eq!(status.code(), Some(1), "{}", migrate.report());
+        let said = migrate.stderr();
+        let lines = said.lines().filter(|line| line.contains("vfio-user-ctl"));
+        let lines: Vec<_> = lines.collect();
+        assert!(
+            matches!(lines[..], [line] if line.starts_with("vfio-user-ctl: Destination: ")),
+            "{said}"
+        );
+        assert!(said.ends_with(&format!("{}\n", lines[0])), "{said}");
+        source.wait_until_left(2);
+        assert_eq!(left_in(&source), ["RUNNING"], "{faults}");
+        with(&source, |vm| {
+            if faults.contains("dirty-rate") {
+                // It changes VRAM by itself.
+                assert_eq!(vm.get(SCRATCH), 53);
+                vm.works();
+            } else {
+                vm.check(53, tool::LENGTH);
+            }
+        });
     }
 }

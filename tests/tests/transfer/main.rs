@@ -4,6 +4,9 @@
 mod cancel;
 mod death;
 mod faults;
+mod progress;
+mod reinit;
+mod report;
 mod scenes;
 mod segments;
 mod tool;

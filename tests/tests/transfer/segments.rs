@@ -6,7 +6,7 @@ use vfio_user_client::MigrationFeatures;
 use vfio_user_client::migration::{Chunk, Progress};
 use vfio_user_client::protocol::migration::MigrationState;
 
-use super::vm::{Vm, backend, load, pass, rest, ways};
+use super::vm::{Vm, backend, backend_with, load, pass, rest, snapshot, ways};
 use system_tests::engine::Registers;
 
 const LENGTH: usize = (1 << 20) - 4096;
@@ -168,4 +168,53 @@ fn what_changed_is_told_with_all_that_the_stopped_device_gives() {
     assert!(estimated.stop_copy >= 2 << 20, "{estimated:?}");
     let asked = saver.pending(true).expect("sizes");
     assert_eq!(estimated.total(), asked.total(), "{estimated:?} {asked:?}");
+}
+
+/// The same hardware: only what its guest was told about it differs.
+#[test]
+fn another_clique_is_refused_while_the_source_runs() {
+    const SMALL: usize = 1 << 19;
+    let start = |clique, features| {
+        let nvidia = ["--pci-vendor-id", "0x10de"];
+        let arguments = [&nvidia[..], &["--nvidia-gpudirect-clique", clique]].concat();
+        backend_with("vram=1M", &arguments, features)
+    };
+    for features in ways() {
+        let (source, destination) = (start("3", features), start("4", features));
+        let mut from = Vm::new(&source.client);
+        let mut to = Vm::new(&destination.client);
+        from.fill(8, SMALL);
+        to.fill(9, SMALL);
+        let mut saver = from.migration.save(true).expect("a saver");
+        let mut stream = Vec::new();
+        assert_eq!(pass(&mut saver, &mut stream), Progress::Idle);
+        let mut loader = to.migration.load().expect("a loader");
+        let refused = loader.load(&stream).and_then(|()| loader.flush());
+        let text = refused.expect_err("another clique").to_string();
+        assert!(
+            text.contains("NVIDIA GPUDirect clique: 3 at the source, 4 here"),
+            "{text}"
+        );
+        assert_eq!(from.state(), MigrationState::PreCopy);
+        from.works();
+        // The backend resets it without being told to.
+        let left = to.migration.set_state(MigrationState::Running);
+        left.expect_err("nothing was loaded");
+        assert_eq!(to.state(), MigrationState::Running);
+        to.enable();
+        assert_eq!(to.get(SCRATCH), 0);
+        to.works();
+        drop((saver, loader));
+        from.check(8, SMALL);
+
+        // With what it is for it still migrates.
+        let same = start("3", features);
+        let mut there = Vm::new(&same.client);
+        let mut loader = there.migration.load().expect("a loader");
+        load(&mut loader, &snapshot(&from), 1 << 20);
+        loader.finish(true).expect("RUNNING");
+        there.check(8, SMALL);
+        to.fill(9, SMALL);
+        to.check(9, SMALL);
+    }
 }

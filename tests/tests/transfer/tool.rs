@@ -12,21 +12,53 @@ use rustix::process::Signal;
 use serde_json::Value;
 use system_tests::backend::Backend;
 use system_tests::binaries;
+use system_tests::engine::Registers;
+use system_tests::model_gpu::engine::SCRATCH;
 use system_tests::process::Process;
+use vfio_user_client::protocol::{self, migration::MigrationState};
 use vfio_user_client::{Client, MigrationFeatures};
 
 use super::vm::{Vm, options, text};
 
-const LENGTH: usize = 3 << 20;
+pub const LENGTH: usize = 3 << 20;
 
-fn start(model: &[&str]) -> Backend {
+pub fn start(model: &[&str]) -> Backend {
     let model = [&["vram=4M"], model].concat();
     Backend::start_with(&model, &["--on-disconnect", "keep"])
 }
 
+/// Started so that its log tells what its clients asked for.
+pub fn start_watched(model: &[&str]) -> Backend {
+    let model = [&["vram=4M"], model].concat();
+    let arguments = ["--on-disconnect", "keep", "--log-level", "trace"];
+    Backend::start_with(&model, &arguments)
+}
+
+/// The states in which clients left their migration channels, by the log of a backend. With `keep` a device goes on
+/// afterwards whatever its client did: that would not tell.
+pub fn left_in(backend: &Backend) -> Vec<String> {
+    let report = backend.report();
+    let mut states = Vec::new();
+    let mut now = "RUNNING";
+    for line in report.lines() {
+        if let Some((_, state)) = line.split_once("Migration state ") {
+            now = state;
+        } else if line.contains("Migration channel closed") {
+            states.push(now.to_owned());
+        }
+    }
+    states
+}
+
+/// How often clients asked for a reset of the device, by the log of a backend.
+fn resets(backend: &Backend) -> usize {
+    let asked = format!("command: {},", u16::from(protocol::Command::DeviceReset));
+    backend.report().matches(&asked).count()
+}
+
 /// Uses the device of a backend, as one of its clients.
 #[track_caller]
-fn with<R>(backend: &Backend, act: impl FnOnce(&mut Vm<'_>) -> R) -> R {
+pub fn with<R>(backend: &Backend, act: impl FnOnce(&mut Vm<'_>) -> R) -> R {
     let mut clients = 0;
     // The one before may just be leaving.
     let client = loop {
@@ -43,7 +75,7 @@ fn with<R>(backend: &Backend, act: impl FnOnce(&mut Vm<'_>) -> R) -> R {
     act(&mut Vm::new(&client))
 }
 
-fn ctl(arguments: &[&str]) -> Output {
+pub fn ctl(arguments: &[&str]) -> Output {
     let mut command = Command::new(binaries::ctl());
     command
         .args(arguments)
@@ -51,12 +83,12 @@ fn ctl(arguments: &[&str]) -> Output {
         .expect("vfio-user-ctl runs")
 }
 
-fn code(output: &Output) -> Option<i32> {
+pub fn code(output: &Output) -> Option<i32> {
     output.status.code()
 }
 
 #[track_caller]
-fn line(output: &Output) -> String {
+pub fn line(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(text.lines().count(), 1, "{text}");
     text
@@ -269,11 +301,30 @@ fn a_device_is_saved_to_a_file_and_loaded_from_it() {
     for length in [0, 1, 1000, stream.len() / 2, stream.len() - 1] {
         let file = folder.path().join("part");
         fs::write(&file, &stream[..length]).expect("a file");
-        let other = start(&[]);
-        let output = ctl(&["load", text(&other.socket()), text(&file)]);
+        let other = start_watched(&[]);
+        with(&other, |vm| vm.fill(52, LENGTH));
+        other.wait_until_left(1);
+        let load = |file| ctl(&["load", text(&other.socket()), text(file)]);
+        let output = load(&file);
         // Nothing at all is no failure of the device's, and still not a device.
         assert_eq!(code(&output), Some(1), "{length}: {output:?}");
         line(&output);
+        other.wait_until_left(2);
+        // The backend would reset it as well, when it is left.
+        assert_eq!(resets(&other), 1, "{length}");
+        with(&other, |vm| {
+            vm.enable();
+            assert_eq!(vm.get(SCRATCH), 0, "{length}");
+            let mut found = vec![1; LENGTH];
+            vm.vram.read_bytes(0, &mut found).expect("VRAM");
+            assert!(found.iter().all(|byte| *byte == 0), "{length}");
+            vm.works();
+        });
+        other.wait_until_left(3);
+        let output = load(&folder.path().join("stream"));
+        assert_eq!(code(&output), Some(0), "{length}: {output:?}");
+        other.wait_until_left(4);
+        with(&other, |vm| vm.check(44, LENGTH));
     }
 }
 
@@ -304,7 +355,7 @@ fn save_and_load_meet_in_a_pipe() {
 
 #[test]
 fn a_broken_pipe_leaves_the_source_running() {
-    let source = start(&[]);
+    let source = start_watched(&[]);
     with(&source, |vm| vm.fill(46, LENGTH));
     source.wait_until_left(1);
     for (round, live) in [&[][..], &["--live"]].into_iter().enumerate() {
@@ -322,13 +373,15 @@ fn a_broken_pipe_leaves_the_source_running() {
         assert!(line(&output).contains("Broken pipe"), "{output:?}");
         source.wait_until_left(2 + round);
     }
+    assert_eq!(left_in(&source), ["RUNNING", "RUNNING"]);
     with(&source, |vm| vm.check(46, LENGTH));
 }
 
 #[test]
 fn an_interrupted_migration_leaves_the_source_running() {
     // It changes faster than the link is, so that it does not end by itself before it is told to.
-    let (source, destination) = (start(&["faults=dirty-rate=50M"]), start(&[]));
+    let source = start_watched(&["faults=dirty-rate=50M"]);
+    let destination = start_watched(&[]);
     with(&source, |vm| vm.enable());
     source.wait_until_left(1);
     let mut command = Command::new(binaries::ctl());
@@ -343,11 +396,10 @@ fn an_interrupted_migration_leaves_the_source_running() {
     assert!(migrate.stderr().contains("Interrupted: the source runs on"));
     source.wait_until_left(2);
     destination.wait_until_left(1);
+    assert_eq!(left_in(&source), ["RUNNING"]);
+    assert_eq!(resets(&destination), 1);
     with(&source, |vm| {
-        assert_eq!(
-            vm.state(),
-            vfio_user_client::protocol::migration::MigrationState::Running
-        );
+        assert_eq!(vm.state(), MigrationState::Running);
         vm.works();
     });
     with(&destination, |vm| {
@@ -359,7 +411,7 @@ fn an_interrupted_migration_leaves_the_source_running() {
 /// One signal is enough, also while the tool waits for the link, for its stdin, or for whoever reads its stream.
 #[test]
 fn a_wait_ends_with_the_first_signal() {
-    let (source, destination) = (start(&[]), start(&[]));
+    let (source, destination) = (start_watched(&[]), start(&[]));
     with(&source, |vm| vm.fill(51, LENGTH));
     source.wait_until_left(1);
     let (from, to) = (source.socket(), destination.socket());
@@ -399,6 +451,7 @@ fn a_wait_ends_with_the_first_signal() {
     let status = save.end_by(Signal::TERM);
     assert_eq!(status.code(), Some(130), "{}", save.report());
     source.wait_until_left(3);
+    drop(reader);
 
     // Nobody has its other end.
     for arguments in [
@@ -415,6 +468,7 @@ fn a_wait_ends_with_the_first_signal() {
         let status = waits.end_by(Signal::TERM);
         assert_eq!(status.code(), Some(130), "{}", waits.report());
     }
+    assert_eq!(left_in(&source), ["RUNNING", "RUNNING"]);
     with(&source, |vm| vm.check(51, LENGTH));
 }
 

@@ -45,8 +45,16 @@ pub fn options(migration: MigrationFeatures) -> Options {
 /// A backend with a model GPU of `model`, as its only client.
 #[track_caller]
 pub fn backend(model: &str, migration: MigrationFeatures) -> Spawned {
+    backend_with(model, &[], migration)
+}
+
+/// The same, with `arguments` beside those that every start has.
+#[track_caller]
+pub fn backend_with(model: &str, arguments: &[&str], migration: MigrationFeatures) -> Spawned {
     let mut command = Command::new(binaries::backend());
-    command.args([&format!("--model={model}"), "--log-level", "error"]);
+    command
+        .args([&format!("--model={model}"), "--log-level", "error"])
+        .args(arguments);
     spawn(command, options(migration)).expect("a backend")
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `migrate`: a device from one backend to another, with this tool as the client of both.
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -67,9 +67,7 @@ fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Fa
         interrupt: Interrupt::catch()?,
     };
     // Before anything is moved: what cannot be reported is not begun.
-    let report = options.report.as_ref();
-    let report = report.map(|path| Ok::<_, Failure>((path, create(path)?)));
-    let report = report.transpose()?;
+    let report = options.report.as_deref().map(Report::open).transpose()?;
     let source = attach(&options.from, options.timeout)?;
     let destination = attach(&options.to, options.timeout)?;
     *timeline = Timeline::new();
@@ -82,11 +80,10 @@ fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Fa
     let to = migration(&destination, &options.to)?;
     let end = transfer::run(&from, &to, &plan, timeline, &watch, &mut NoGuest);
     watch.end();
-    if let Some((path, mut file)) = report {
+    if let Some(report) = report {
         let title = format!("{} to {}", options.from.display(), options.to.display());
-        let page = picture::render(&title, timeline, &plan);
-        if let Err(error) = file.write_all(page.as_bytes()) {
-            complain(&format!("Cannot write {}: {error}", path.display()));
+        if let Err(error) = report.write(&picture::render(&title, timeline, &plan)) {
+            complain(&error.to_string());
         }
     }
     let end = end?;
@@ -96,10 +93,52 @@ fn migrate(options: &Migrate, timeline: &mut Timeline) -> Result<(End, Plan), Fa
     Ok((end, plan))
 }
 
-/// Creates a file, or empties it.
-pub fn create(path: &Path) -> Result<File, Failure> {
-    let file = File::create(path);
-    Ok(file.map_err(|error| format!("Cannot write {}: {error}", path.display()))?)
+/// A file that can be written, and that has what it had before until it is.
+#[derive(Debug)]
+struct Report {
+    path: PathBuf,
+    file: File,
+    /// It was not there: unless it is written, it goes again.
+    new: bool,
+}
+
+impl Report {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let new = !path.exists();
+        // Not emptied: a migration that does not begin has nothing to report.
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(false).open(path);
+        // A link to the file stays.
+        let opened = file.and_then(|file| Ok((fs::canonicalize(path)?, file)));
+        let (path, file) = opened.map_err(|error| cannot_write(path, &error))?;
+        Ok(Self { path, file, new })
+    }
+
+    fn write(mut self, page: &str) -> Result<(), Failure> {
+        self.new = false;
+        let written = empty(&self.file).and_then(|()| self.file.write_all(page.as_bytes()));
+        written.map_err(|error| cannot_write(&self.path, &error))
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if self.new {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Pipes and devices have nothing that could be cut.
+fn empty(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(())
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    format!("Cannot write {}: {error}", path.display()).into()
 }
 
 /// Attaches with all that migration can use.

@@ -28,7 +28,7 @@ impl Watch {
             return Self::Lines;
         }
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
-        let template = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {msg}";
+        let template = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}{msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -54,7 +54,7 @@ impl Watch {
                 let left = size(pass.remaining);
                 say(&format!("pass {number}: {moved}; {left} left, {expected}"));
             }
-            Self::Bar(bar) => bar.set_message(format!("pass {number}, {expected}")),
+            Self::Bar(bar) => bar.set_message(format!(", pass {number}, {expected}")),
         }
     }
 
@@ -62,7 +62,7 @@ impl Watch {
         match self {
             Self::Silent => {}
             Self::Lines => say(&format!("switch-over with {} left", size(remaining))),
-            Self::Bar(bar) => bar.set_message("switch-over"),
+            Self::Bar(bar) => bar.set_message(", switch-over"),
         }
     }
 
