@@ -4,6 +4,7 @@
 mod drivers;
 mod scripted;
 
+use std::fmt;
 use std::sync::mpsc;
 use std::thread;
 
@@ -110,10 +111,10 @@ fn saved(size: usize, shared: bool) -> (Front, Vec<u8>, Vec<u8>) {
     (front, stream, data.concat())
 }
 
-fn loads(stream: &[u8]) -> Result<Front, Box<(Front, Error)>> {
+fn loads(stream: &[u8], shared: bool) -> Result<Front, Box<(Front, Error)>> {
     let front = Front::new();
     set(&front, Resuming).unwrap();
-    let taken = write_all(&front, stream, 1 << 20, false);
+    let taken = write_all(&front, stream, 1 << 20, shared);
     match (taken, set(&front, Running)) {
         (Ok(()), Ok(())) => Ok(front),
         (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(Box::new((front, error))),
@@ -143,7 +144,7 @@ fn a_device_arrives_whole_in_any_pieces() {
             assert_eq!(*loaded, Some(destination.state.clone()));
         }
     }
-    loads(&reference).unwrap();
+    loads(&reference, false).unwrap();
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn a_failed_read_loses_nothing_and_the_source_runs_on() {
         let (stream, _) = read_all(&front, 1 << 16, false).unwrap();
         set(&front, StopCopy).unwrap();
         let (rest, _) = read_all(&front, 1 << 16, false).unwrap();
-        let destination = loads(&[stream, rest].concat()).unwrap();
+        let destination = loads(&[stream, rest].concat(), false).unwrap();
         let expected = [pattern(100, 0), pattern(100, 1)].concat();
         assert_eq!(destination.device.script().written, expected);
         set(&front, Running).unwrap();
@@ -206,7 +207,7 @@ fn transactions_keep_their_ends() {
     ]);
     set(&front, StopCopy).unwrap();
     let (stream, _) = read_all(&front, 50_000, false).unwrap();
-    let destination = loads(&stream).unwrap();
+    let destination = loads(&stream, false).unwrap();
     assert_eq!(
         destination.device.script().transactions,
         [100, 200_100, 200_101]
@@ -498,33 +499,46 @@ fn small() -> Vec<u8> {
     stream
 }
 
+/// A stream that is not right, in memory of either kind: refused as such, and the device unharmed.
+#[track_caller]
+fn refused(stream: &[u8], what: fmt::Arguments<'_>) {
+    for shared in [false, true] {
+        let Err(failed) = loads(stream, shared) else {
+            panic!("loaded: {what}, shared: {shared}");
+        };
+        let (front, error) = *failed;
+        assert_eq!(error.errno(), Errno::PROTO, "{what}: {error}");
+        unharmed(&front);
+    }
+}
+
 #[test]
 fn a_damaged_stream_is_never_loaded() {
     let good = small();
-    loads(&good).unwrap();
+    for shared in [false, true] {
+        loads(&good, shared).unwrap();
+        // Nothing at all is no stream, and no error.
+        let nothing = loads(&[], shared).unwrap();
+        assert!(!nothing.device.script().loaded);
+    }
     for at in 0..good.len() {
-        match loads(&good[..at]) {
-            // Nothing at all is no stream, and no error.
-            Ok(front) => assert!(at == 0 && !front.device.script().loaded),
-            Err(failed) => unharmed(&failed.0),
+        if at > 0 {
+            refused(&good[..at], format_args!("cut at {at}"));
         }
         for bit in 0..8 {
             let mut bad = good.clone();
             bad[at] ^= 1 << bit;
-            let (front, error) = *loads(&bad).map(drop).unwrap_err();
-            assert_eq!(error.errno(), Errno::PROTO, "byte {at}, bit {bit}: {error}");
-            unharmed(&front);
+            refused(&bad, format_args!("byte {at}, bit {bit}"));
         }
         let mut longer = good.clone();
         longer.insert(at, good[at]);
-        unharmed(&loads(&longer).map(drop).unwrap_err().0);
+        refused(&longer, format_args!("byte {at} twice"));
         let mut shorter = good.clone();
         shorter.remove(at);
-        unharmed(&loads(&shorter).map(drop).unwrap_err().0);
+        refused(&shorter, format_args!("without byte {at}"));
     }
-    for twice in [[&good[..], &good[..]].concat(), [&good[..], b"V"].concat()] {
-        unharmed(&loads(&twice).map(drop).unwrap_err().0);
-    }
+    refused(&[&good[..], &good[..]].concat(), format_args!("twice"));
+    refused(&[&good[..], b"V"].concat(), format_args!("a byte more"));
 }
 
 #[test]
