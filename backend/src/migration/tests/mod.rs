@@ -13,6 +13,7 @@ use vfio_user_protocol::migration::MigrationState::{self as State, *};
 use vm_memory::VolatileSlice;
 
 use super::buffer::{Piece, Room};
+use super::record::HEADER;
 use super::{Error, GuestState, More, PrecopyInfo, ShowP2p, Support};
 use crate::device::{Device, ResetCause};
 use scripted::{Answer, Front};
@@ -482,6 +483,11 @@ fn unharmed(front: &Front) {
 
 /// A stream of little data, so that every byte of it can be tried.
 fn small() -> Vec<u8> {
+    small_of(0)
+}
+
+/// The same with other data.
+fn small_of(seed: usize) -> Vec<u8> {
     let mut front = Front::new();
     front.state = GuestState {
         config: vec![7; 256],
@@ -490,10 +496,10 @@ fn small() -> Vec<u8> {
     };
     front
         .device
-        .answer([Answer::Bytes(pattern(20, 0)), Answer::Zero]);
+        .answer([Answer::Bytes(pattern(20, seed)), Answer::Zero]);
     set(&front, PreCopy).unwrap();
     let (mut stream, _) = read_all(&front, 1 << 16, false).unwrap();
-    front.device.answer([Answer::Bytes(pattern(5, 1))]);
+    front.device.answer([Answer::Bytes(pattern(5, seed + 1))]);
     set(&front, StopCopy).unwrap();
     stream.extend(read_all(&front, 1 << 16, false).unwrap().0);
     stream
@@ -539,6 +545,77 @@ fn a_damaged_stream_is_never_loaded() {
     }
     refused(&[&good[..], &good[..]].concat(), format_args!("twice"));
     refused(&[&good[..], b"V"].concat(), format_args!("a byte more"));
+}
+
+/// Where each record of a stream begins, and the stream ends.
+fn bounds(stream: &[u8]) -> Vec<usize> {
+    let mut bounds = vec![0];
+    while let Some(header) = stream[bounds[bounds.len() - 1]..].first_chunk::<HEADER>() {
+        let length = u32::from_le_bytes(*header[24..].first_chunk().unwrap());
+        bounds.push(bounds[bounds.len() - 1] + HEADER + length as usize);
+    }
+    assert_eq!(bounds.last(), Some(&stream.len()));
+    bounds
+}
+
+#[test]
+fn two_streams_never_make_one() {
+    // The same data again, so that nothing but the number of the stream tells them apart; and other data.
+    for (one, other) in [(small(), small()), (small(), small_of(7))] {
+        assert_eq!(one.len(), other.len());
+        assert_ne!(one, other);
+        for (a, b) in [(&one, &other), (&other, &one)] {
+            for at in 0..=a.len() {
+                let spliced = [&a[..at], &b[at..]].concat();
+                if spliced == *a || spliced == *b {
+                    drop(loads(&spliced, true).unwrap());
+                } else {
+                    refused(&spliced, format_args!("another stream from {at} on"));
+                }
+            }
+            for ends in bounds(a).windows(2) {
+                let mut foreign = a.clone();
+                foreign[ends[0]..ends[1]].copy_from_slice(&b[ends[0]..ends[1]]);
+                refused(&foreign, format_args!("another's record at {}", ends[0]));
+            }
+        }
+    }
+}
+
+#[test]
+fn records_moved_repeated_or_left_out_are_never_loaded() {
+    let good = small();
+    let bounds = bounds(&good);
+    let records: Vec<_> = bounds
+        .windows(2)
+        .map(|ends| &good[ends[0]..ends[1]])
+        .collect();
+    assert!(records.len() > 5, "one of each kind, and data twice");
+    for at in 0..records.len() {
+        for to in 0..=records.len() {
+            let mut twice = records.clone();
+            twice.insert(to, records[at]);
+            refused(&twice.concat(), format_args!("{at} again before {to}"));
+        }
+        for other in 0..at {
+            let mut swapped = records.clone();
+            swapped.swap(at, other);
+            refused(&swapped.concat(), format_args!("{at} and {other} swapped"));
+        }
+        let mut without = records.clone();
+        without.remove(at);
+        refused(&without.concat(), format_args!("without {at}"));
+    }
+    // Wherever records begin: neighbours of a byte, of a header, of a record with a payload.
+    for length in [1, HEADER, HEADER + 5, HEADER + 20] {
+        for at in 0..=good.len() - 2 * length {
+            let mut swapped = good.clone();
+            swapped[at..at + 2 * length].rotate_left(length);
+            if swapped != good {
+                refused(&swapped, format_args!("{length} bytes swapped at {at}"));
+            }
+        }
+    }
 }
 
 #[test]
