@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The model GPU's engine as a driver works it, through whichever client reaches its registers.
 
+use vfio_user_client::Client;
+
 use crate::{
     model_gpu::engine::{
         COMMAND, COMPLETED, DOORBELL, DST, FAULT_ADDRESS, LEN, SRC, STATUS, STATUS_BUSY,
@@ -41,6 +43,26 @@ impl Registers for RawClient {
     #[track_caller]
     fn set(&mut self, offset: u64, value: u32) {
         self.write32(REGION, offset, value);
+    }
+}
+
+/// The engine through the client library.
+#[derive(Clone, Copy, Debug)]
+pub struct Engine<'a>(pub &'a Client);
+
+impl Registers for Engine<'_> {
+    #[track_caller]
+    fn get(&mut self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        let read = self.0.region_read(REGION, offset, &mut bytes);
+        read.expect("REGION_READ");
+        u32::from_le_bytes(bytes)
+    }
+
+    #[track_caller]
+    fn set(&mut self, offset: u64, value: u32) {
+        let written = self.0.region_write(REGION, offset, &value.to_le_bytes());
+        written.expect("REGION_WRITE");
     }
 }
 

@@ -12,7 +12,7 @@ use system_tests::{
     migrating::Migrates,
     model_gpu::engine as registers,
     pattern,
-    raw_client::RawClient,
+    raw_client::{RawClient, access},
 };
 use vfio_user_protocol::{
     Command, Request,
@@ -157,6 +157,37 @@ fn data_is_read_and_written_in_its_states_only_and_in_bounds() {
 }
 
 #[test]
+fn a_client_without_a_channel_is_answered_in_the_order_it_asked() {
+    let backend = Backend::start_model(&["faults=slow-save=200ms"]);
+    let mut client = RawClient::attach(&backend.socket());
+    enable(&mut client);
+    client.write(VRAM, 0, &pattern::bytes(5, 4 * 4096));
+    client.set_state(PreCopy);
+    let scratch = access(engine::REGION, registers::SCRATCH, 4);
+    let read = [4104_u32, 4096];
+    let write = Request::RegionWrite(scratch, &[7; 4]).encode();
+    // What waits behind a slow read takes no time itself.
+    let requests = [
+        (Command::MigDataRead, read.as_bytes(), 4104),
+        (Command::RegionRead, scratch.as_bytes(), 20),
+        (Command::RegionWrite, &write, 16),
+        (Command::MigDataRead, read.as_bytes(), 4104),
+        (Command::RegionRead, scratch.as_bytes(), 20),
+    ];
+    let messages = requests.map(|(command, body, _)| client.message(command, 0, body));
+    client.send(&messages.concat(), &[]);
+    let replies = messages.map(|message| client.answer_to(&message).unwrap().body);
+    assert_eq!(
+        replies.each_ref().map(Vec::len),
+        requests.map(|(.., size)| size)
+    );
+    assert_eq!(
+        (&replies[1][16..], &replies[4][16..]),
+        (&[0; 4][..], &[7; 4][..])
+    );
+}
+
+#[test]
 fn a_guest_goes_on_elsewhere() {
     let (from, to) = (Backend::start(), Backend::start());
     let mut source = RawClient::attach(&from.socket());
@@ -252,9 +283,9 @@ fn regions_are_closed_while_they_are_saved_or_loaded() {
     enable(&mut client);
     for state in [StopCopy, Resuming] {
         client.set_state(state);
-        let read = Request::RegionRead(system_tests::raw_client::access(4, 0, 4));
+        let read = Request::RegionRead(access(4, 0, 4));
         assert_eq!(client.request(&read, &[]).err(), Some(EBUSY), "{state}");
-        let write = Request::RegionWrite(system_tests::raw_client::access(4, 0xc, 4), &[1; 4]);
+        let write = Request::RegionWrite(access(4, 0xc, 4), &[1; 4]);
         assert_eq!(client.request(&write, &[]).err(), Some(EBUSY));
         // Config space, interrupts and maps are not concerned.
         assert_eq!(client.read::<2>(CONFIG, 0), 0x1234_u16.to_le_bytes());

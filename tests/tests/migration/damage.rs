@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Streams that are not right, at every byte: never loaded, the device reset and usable, the source able to run.
 
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::pwrite;
 use system_tests::{
     backend::Backend,
     engine::Registers,
@@ -8,7 +12,11 @@ use system_tests::{
     model_gpu::engine as registers,
     raw_client::RawClient,
 };
-use vfio_user_protocol::{extension::migration::EXPLAIN, migration::MigrationState::*};
+use vfio_user_protocol::{
+    Request,
+    extension::migration::{EXPLAIN, MIG_SHM, MigShm, ShmTransfer},
+    migration::MigrationState::*,
+};
 
 use crate::{EPROTO, MIB};
 
@@ -26,10 +34,63 @@ fn stream(client: &mut RawClient) -> Vec<u8> {
     stream
 }
 
+/// A destination's client, and the memory that it shares, if it does.
+struct Target {
+    client: RawClient,
+    memory: Option<OwnedFd>,
+}
+
+impl Target {
+    /// By message.
+    fn attach(backend: &Backend) -> Self {
+        Self {
+            client: RawClient::attach(&backend.socket()),
+            memory: None,
+        }
+    }
+
+    fn sharing(backend: &Backend) -> Self {
+        let mut client = RawClient::connect(&backend.socket());
+        let (granted, _) = client.negotiate(&offering(&[MIG_SHM]));
+        assert!(granted.has_feature(MIG_SHM));
+        let memory = memfd_create("shared", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&memory, MIB as u64).unwrap();
+        let share = MigShm {
+            argsz: 16,
+            flags: 0,
+            size: MIB as u64,
+        };
+        client
+            .request(&Request::MigShm(share), &[memory.as_fd()])
+            .unwrap();
+        Self {
+            client,
+            memory: Some(memory),
+        }
+    }
+
+    fn write(&mut self, stream: &[u8]) -> Result<(), u32> {
+        let Some(memory) = &self.memory else {
+            return self.client.write_all(stream, MIB);
+        };
+        for piece in stream.chunks(MIB) {
+            assert_eq!(pwrite(memory, piece, 0), Ok(piece.len()));
+            let transfer = ShmTransfer {
+                argsz: 24,
+                size: piece.len() as u64,
+                ..ShmTransfer::default()
+            };
+            self.client.request(&Request::MigShmWrite(transfer), &[])?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether a stream is loaded; if not, the device must be as after a reset.
-fn loads(client: &mut RawClient, stream: &[u8]) -> bool {
-    client.set_state(Resuming);
-    let taken = client.write_all(stream, MIB);
+fn loads(target: &mut Target, stream: &[u8]) -> bool {
+    target.client.set_state(Resuming);
+    let taken = target.write(stream);
+    let client = &mut target.client;
     let left = client.try_set_state(Running.into());
     assert_eq!(client.state(), Running);
     enable(client);
@@ -45,7 +106,18 @@ fn loads(client: &mut RawClient, stream: &[u8]) -> bool {
 }
 
 #[test]
-fn at_every_byte() {
+fn at_every_byte_by_message() {
+    damaged(Target::attach, 1);
+}
+
+/// At so many bytes; the backend's own tests of sessions try each in memory of either kind.
+#[test]
+fn throughout_in_shared_memory() {
+    damaged(Target::sharing, 17);
+}
+
+/// Damages a stream at every `step`th byte.
+fn damaged(client: fn(&Backend) -> Target, step: usize) {
     let (from, to) = (
         Backend::start_model(&["vram=1M"]),
         Backend::start_model(&["vram=1M"]),
@@ -53,12 +125,12 @@ fn at_every_byte() {
     let mut source = RawClient::attach(&from.socket());
     let good = stream(&mut source);
     println!(
-        "a stream of {} bytes, cut and changed at every one",
+        "a stream of {} bytes, cut and changed at every {step}",
         good.len()
     );
-    let mut client = RawClient::attach(&to.socket());
+    let mut client = client(&to);
     assert!(loads(&mut client, &good));
-    for at in 0..good.len() {
+    for at in (0..good.len()).step_by(step) {
         assert!(!loads(&mut client, &good[..at]), "cut at {at}");
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);
@@ -152,7 +224,8 @@ fn driver_data_of_another_version_is_named() {
     assert!(why.contains(&expected), "{expected}: {why}");
     assert_eq!(client.try_set_state(Running.into()), Err(EPROTO));
     assert_eq!(client.state(), Running);
-    assert!(loads(&mut client, &good));
+    let memory = None;
+    assert!(loads(&mut Target { client, memory }, &good));
 }
 
 #[test]

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Sessions of migration with a scripted driver: both ends, in any pieces, and everything that can go wrong.
 
+mod damage;
 mod drivers;
+mod resets;
 mod scripted;
 
+use std::fmt;
 use std::sync::mpsc;
 use std::thread;
 
@@ -12,6 +15,7 @@ use vfio_user_protocol::migration::MigrationState::{self as State, *};
 use vm_memory::VolatileSlice;
 
 use super::buffer::{Piece, Room};
+use super::record::HEADER;
 use super::{Error, Guest, GuestState, More, PrecopyInfo, ShowP2p, Support};
 use crate::device::{Device, ResetCause};
 use scripted::{Answer, Front};
@@ -110,10 +114,10 @@ fn saved(size: usize, shared: bool) -> (Front, Vec<u8>, Vec<u8>) {
     (front, stream, data.concat())
 }
 
-fn loads(stream: &[u8]) -> Result<Front, Box<(Front, Error)>> {
+fn loads(stream: &[u8], shared: bool) -> Result<Front, Box<(Front, Error)>> {
     let front = Front::new();
     set(&front, Resuming).unwrap();
-    let taken = write_all(&front, stream, 1 << 20, false);
+    let taken = write_all(&front, stream, 1 << 20, shared);
     match (taken, set(&front, Running)) {
         (Ok(()), Ok(())) => Ok(front),
         (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(Box::new((front, error))),
@@ -143,7 +147,7 @@ fn a_device_arrives_whole_in_any_pieces() {
             assert_eq!(*loaded, Some(destination.state.clone()));
         }
     }
-    loads(&reference).unwrap();
+    loads(&reference, false).unwrap();
 }
 
 #[test]
@@ -187,7 +191,7 @@ fn a_failed_read_loses_nothing_and_the_source_runs_on() {
         let (stream, _) = read_all(&front, 1 << 16, false).unwrap();
         set(&front, StopCopy).unwrap();
         let (rest, _) = read_all(&front, 1 << 16, false).unwrap();
-        let destination = loads(&[stream, rest].concat()).unwrap();
+        let destination = loads(&[stream, rest].concat(), false).unwrap();
         let expected = [pattern(100, 0), pattern(100, 1)].concat();
         assert_eq!(destination.device.script().written, expected);
         set(&front, Running).unwrap();
@@ -206,7 +210,7 @@ fn transactions_keep_their_ends() {
     ]);
     set(&front, StopCopy).unwrap();
     let (stream, _) = read_all(&front, 50_000, false).unwrap();
-    let destination = loads(&stream).unwrap();
+    let destination = loads(&stream, false).unwrap();
     assert_eq!(
         destination.device.script().transactions,
         [100, 200_100, 200_101]
@@ -379,82 +383,6 @@ fn a_refused_change_says_where_the_device_is() {
 }
 
 #[test]
-fn a_reset_ends_the_transfer() {
-    for during in [PreCopy, StopCopy, Resuming] {
-        let front = Front::new();
-        set(&front, during).unwrap();
-        Guest::reset(&front).unwrap();
-        assert_eq!(front.migration.last_state(), Running);
-        assert!(read_all(&front, 100, false).is_err());
-        assert!(write_all(&front, b"x", 1, false).is_err());
-        set(&front, during).unwrap();
-        set(&front, Running).unwrap();
-    }
-}
-
-#[test]
-fn a_change_of_state_ends_at_the_arc_that_a_reset_finds() {
-    for holds in [true, false] {
-        let front = Front::new();
-        let (there, parked) = mpsc::channel();
-        let (go_on, told) = mpsc::channel();
-        front.device.script().linger = Some((RunningP2p, there, told));
-        thread::scope(|scope| {
-            let changing = scope.spawn(|| set(&front, Resuming));
-            parked.recv().unwrap();
-            let reset = front.migration.reset(|| {
-                let held = Device::reset(&front.device, ResetCause::Client);
-                go_on.send(()).unwrap();
-                held.map_err(drop).and(if holds { Ok(()) } else { Err(()) })
-            });
-            assert_eq!(reset.is_ok(), holds);
-            let changed = changing.join().unwrap();
-            assert!(matches!(changed, Err(Error::Reset)), "{changed:?}");
-        });
-        assert_eq!(front.device.script().arcs, [RunningP2p]);
-        assert_eq!(front.migration.last_state(), Running);
-    }
-}
-
-#[test]
-fn an_answer_from_before_a_reset_is_not_believed() {
-    let front = Front::new();
-    set(&front, Stop).unwrap();
-    let (there, parked) = mpsc::channel();
-    let (go_on, told) = mpsc::channel();
-    front.device.script().linger_asked = Some((there, told));
-    thread::scope(|scope| {
-        let asking = scope.spawn(|| state(&front));
-        parked.recv().unwrap();
-        Guest::reset(&front).unwrap();
-        go_on.send(()).unwrap();
-        assert_eq!(asking.join().unwrap(), Running);
-    });
-    assert_eq!(front.migration.last_state(), Running);
-}
-
-#[test]
-fn what_a_reset_undid_while_it_was_loaded_is_not_loaded() {
-    let stream = small();
-    let front = Front::new();
-    set(&front, Resuming).unwrap();
-    write_all(&front, &stream, 100, false).unwrap();
-    let (there, loaded) = mpsc::channel();
-    let (go_on, told) = mpsc::channel();
-    front.device.script().linger = Some((Stop, there, told));
-    thread::scope(|scope| {
-        let leaving = scope.spawn(|| set(&front, Running));
-        loaded.recv().unwrap();
-        Guest::reset(&front).unwrap();
-        go_on.send(()).unwrap();
-        let left = leaving.join().unwrap();
-        assert!(matches!(left, Err(Error::Reset)), "{left:?}");
-    });
-    assert!(front.loaded.lock().unwrap().is_none());
-    assert_eq!(state(&front), Running);
-}
-
-#[test]
 fn leaving_resuming_with_nothing_written_loads_nothing() {
     for to in [Stop, Running, StopCopy, PreCopy] {
         let front = Front::new();
@@ -481,6 +409,11 @@ fn unharmed(front: &Front) {
 
 /// A stream of little data, so that every byte of it can be tried.
 fn small() -> Vec<u8> {
+    small_of(0)
+}
+
+/// The same with other data.
+fn small_of(seed: usize) -> Vec<u8> {
     let mut front = Front::new();
     front.state = GuestState {
         config: vec![7; 256],
@@ -489,42 +422,13 @@ fn small() -> Vec<u8> {
     };
     front
         .device
-        .answer([Answer::Bytes(pattern(20, 0)), Answer::Zero]);
+        .answer([Answer::Bytes(pattern(20, seed)), Answer::Zero]);
     set(&front, PreCopy).unwrap();
     let (mut stream, _) = read_all(&front, 1 << 16, false).unwrap();
-    front.device.answer([Answer::Bytes(pattern(5, 1))]);
+    front.device.answer([Answer::Bytes(pattern(5, seed + 1))]);
     set(&front, StopCopy).unwrap();
     stream.extend(read_all(&front, 1 << 16, false).unwrap().0);
     stream
-}
-
-#[test]
-fn a_damaged_stream_is_never_loaded() {
-    let good = small();
-    loads(&good).unwrap();
-    for at in 0..good.len() {
-        match loads(&good[..at]) {
-            // Nothing at all is no stream, and no error.
-            Ok(front) => assert!(at == 0 && !front.device.script().loaded),
-            Err(failed) => unharmed(&failed.0),
-        }
-        for bit in 0..8 {
-            let mut bad = good.clone();
-            bad[at] ^= 1 << bit;
-            let (front, error) = *loads(&bad).map(drop).unwrap_err();
-            assert_eq!(error.errno(), Errno::PROTO, "byte {at}, bit {bit}: {error}");
-            unharmed(&front);
-        }
-        let mut longer = good.clone();
-        longer.insert(at, good[at]);
-        unharmed(&loads(&longer).map(drop).unwrap_err().0);
-        let mut shorter = good.clone();
-        shorter.remove(at);
-        unharmed(&loads(&shorter).map(drop).unwrap_err().0);
-    }
-    for twice in [[&good[..], &good[..]].concat(), [&good[..], b"V"].concat()] {
-        unharmed(&loads(&twice).map(drop).unwrap_err().0);
-    }
 }
 
 #[test]
@@ -583,55 +487,6 @@ fn a_load_that_fails_at_the_end_leaves_a_reset_device() {
     front.device.script().fail_to = Some((Stop, Errno::IO, Error));
     assert_eq!(set(&front, Stop).unwrap_err().errno(), Errno::IO);
     unharmed(&front);
-}
-
-#[test]
-fn a_reset_between_the_device_and_the_guest_leaves_nothing_loaded() {
-    for target in [Stop, Running] {
-        let mut front = Front::new();
-        front.reset_before_load = true;
-        set(&front, Resuming).unwrap();
-        write_all(&front, &small(), 100, true).unwrap();
-        let error = set(&front, target).unwrap_err();
-        assert!(matches!(error, Error::Reset), "{target}: {error}");
-        assert!(front.loaded.lock().unwrap().is_none());
-        assert_eq!(state(&front), Running);
-    }
-}
-
-#[test]
-fn whoever_ends_a_load_hears_that_a_reset_undid_it() {
-    let begun = || {
-        let front = Front::new();
-        set(&front, Resuming).unwrap();
-        write_all(&front, &small(), 100, true).unwrap();
-        Guest::reset(&front).unwrap();
-        front
-    };
-    for target in [Stop, RunningP2p, Running] {
-        let front = begun();
-        // Whatever is asked meanwhile.
-        assert_eq!(state(&front), Running);
-        front.migration.pending(false).unwrap();
-        Guest::reset(&front).unwrap();
-        let error = set(&front, target).unwrap_err();
-        assert!(matches!(error, Error::Reset), "{target}: {error}");
-        // Once: then it is a device like any other.
-        set(&front, target).unwrap();
-    }
-    // One that begins anew, in either direction, ends nothing.
-    for target in [Resuming, PreCopy, StopCopy] {
-        set(&begun(), target).unwrap();
-    }
-    // Nor does the next client.
-    let front = begun();
-    front.migration.forget();
-    set(&front, Running).unwrap();
-    // Nothing had come.
-    let front = Front::new();
-    set(&front, Resuming).unwrap();
-    Guest::reset(&front).unwrap();
-    set(&front, Running).unwrap();
 }
 
 #[test]
