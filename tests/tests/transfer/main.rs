@@ -9,5 +9,6 @@ mod reinit;
 mod report;
 mod scenes;
 mod segments;
+mod snapshot;
 mod tool;
 mod vm;
