@@ -110,5 +110,6 @@ fn v1_state(to_error: bool) -> Result<String, Box<dyn Error>> {
 fn v1_foreign_layout() -> Result<String, Box<dyn Error>> {
     let (_there, _source, stream) = saved("v1-mapped")?;
     let (here, mut destination) = made("v1-sparse")?;
-    refused_at_once(&here, &mut destination, &stream)
+    let both = "driver data: vugtest-v1-mapped v1 at the source, vugtest-v1-sparse v1 here";
+    refused_at_once(&here, &mut destination, &stream, both)
 }
