@@ -26,6 +26,8 @@ pub const BRIDGE_PREFETCHABLE: u16 = 0x24;
 pub const SUBSYSTEM: u16 = 0x2c;
 /// Head of the capability list.
 pub const CAPABILITIES: u16 = 0x34;
+/// Interrupt line: software's, the function does nothing with it.
+pub const INTERRUPT_LINE: u16 = 0x3c;
 /// Interrupt pin.
 pub const INTERRUPT_PIN: u16 = 0x3d;
 

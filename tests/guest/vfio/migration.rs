@@ -3,24 +3,21 @@
 
 use std::{error::Error, path::Path};
 
-use system_tests::{migrating::Migrates, pci, raw_client::RawClient};
+use system_tests::{migrating::Migrates, raw_client::RawClient};
 use vfio_user_client::protocol::{
     feature::{GET, MIG_DATA_SIZE, MIGRATION, MIGRATION_PRE_COPY, MIGRATION_STOP_COPY},
     migration::MigrationState::{PreCopy, Resuming, Running, Stop, StopCopy},
 };
 
 use super::{
-    backend::{CONFIG, Launch, Listening},
+    backend::{Launch, Listening},
+    mtty::{PORTS, SCRATCH, check, decode, set_up},
     pci::Function,
 };
 use crate::{Outcome, check_eq, say};
 
 const SOURCE: &str = "/tmp/source.sock";
 const DESTINATION: &str = "/tmp/destination.sock";
-/// A serial port's register that only keeps what is written (UART_SCR).
-const SCRATCH: u64 = 7;
-/// Decoding of I/O ports.
-const COMMAND_IO: u16 = 1;
 const EINVAL: u32 = 22;
 
 /// A mediated device of `parent`, served at `socket`, and a client of it.
@@ -34,13 +31,11 @@ fn serve(
     let mut backend = Launch::with(&["--device", &path]).listen_at(socket)?;
     // A first client, to see that it listens.
     drop(backend.connect()?);
-    let mut client = RawClient::attach(Path::new(socket));
-    client.write(CONFIG, pci::COMMAND.into(), &COMMAND_IO.to_le_bytes());
-    Ok((backend, client))
+    Ok((backend, RawClient::attach(Path::new(socket))))
 }
 
-/// The kernel's sample driver, a serial port: its registers go over, with pre-copy and without, in pieces of any size,
-/// and a damaged stream leaves the destination as after a reset.
+/// The kernel's sample driver, a serial port: its registers and config space go over, with pre-copy and without, in pieces
+/// of any size, and a damaged stream leaves the destination as after a reset.
 pub fn mtty() -> Outcome {
     let uuid = |number| format!("6d646576-0000-4000-8000-0000000001{number:02}");
     let (_source, mut source) = serve("mtty", "mtty-1", &uuid(1), SOURCE)?;
@@ -55,31 +50,29 @@ pub fn mtty() -> Outcome {
     let size = source.feature(MIG_DATA_SIZE | GET, 16, &[]);
     say(&format!("mtty: size of a stop-copy {size:?}"));
 
-    for (value, pre_copy, piece) in [(0x5a, true, 4096), (0xc3, false, 4096), (0x77, true, 1)] {
-        source.write(0, SCRATCH, &[value]);
-        destination.write(0, SCRATCH, &[!value]);
+    for (seed, pre_copy, piece) in [(0x5a, true, 4096), (0xc3, false, 4096), (0x76, true, 1)] {
+        set_up(&mut source, seed)?;
+        set_up(&mut destination, !seed)?;
+        // What the guest of the source decodes is decoded afterwards.
+        decode(&mut destination, false);
         let mut stream = Vec::new();
         if pre_copy {
             source.set_state(PreCopy);
             stream = read_all(&mut source, piece)?;
-            check_eq!(source.read::<1>(0, SCRATCH), [value], "while it runs");
+            check_eq!(source.read::<1>(PORTS, SCRATCH), [seed], "while it runs");
         }
         source.set_state(StopCopy);
         stream.extend(read_all(&mut source, piece)?);
         source.set_state(Stop);
         source.set_state(Running);
-        check_eq!(source.read::<1>(0, SCRATCH), [value], "source afterwards");
+        check(&mut source, seed, "source afterwards")?;
 
         destination.set_state(Resuming);
         let written = destination.write_all(&stream, piece);
         check_eq!(written, Ok(()), "stream of {} bytes", stream.len());
         destination.set_state(Running);
-        let read = destination.read::<1>(0, SCRATCH);
-        check_eq!(
-            read,
-            [value],
-            "at the destination, pieces of {piece} bytes, pre-copy {pre_copy}"
-        );
+        let how = format!("at the destination, pieces of {piece} bytes, pre-copy {pre_copy}");
+        check(&mut destination, seed, &how)?;
         say(&format!(
             "mtty: {} bytes in pieces of {piece}",
             stream.len()

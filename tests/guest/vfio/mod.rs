@@ -16,6 +16,7 @@ mod kernel;
 mod lifecycle;
 mod memory;
 mod migration;
+mod mtty;
 mod pci;
 mod places;
 mod privileges;

@@ -85,6 +85,17 @@ static ssize_t refused_states_show(struct device *dev, struct device_attribute *
 }
 static DEVICE_ATTR_RO(refused_states);
 
+/* What the kernel's headers have, whatever a user is then answered. */
+static ssize_t precopy_flags_show(struct device *dev, struct device_attribute *attribute, char *buf)
+{
+#ifdef VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2
+	return sysfs_emit(buf, "1\n");
+#else
+	return sysfs_emit(buf, "0\n");
+#endif
+}
+static DEVICE_ATTR_RO(precopy_flags);
+
 static ssize_t scribble_store(struct device *dev, struct device_attribute *attribute, const char *buf, size_t count)
 {
 	u32 pages;
@@ -135,6 +146,7 @@ static struct attribute *device_attributes[] = {
 	&dev_attr_resets.attr,
 	&dev_attr_stopped_accesses.attr,
 	&dev_attr_refused_states.attr,
+	&dev_attr_precopy_flags.attr,
 	&dev_attr_scribble.attr,
 	&dev_attr_raise.attr,
 	NULL,

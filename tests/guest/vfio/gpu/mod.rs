@@ -85,6 +85,11 @@ impl TestGpu {
         Ok(self.function.read(&format!("vugtest/{knob}"))?.parse()?)
     }
 
+    /// Whether its kernel has a way to tell a user of new initial data.
+    pub fn tells_reinit(&self) -> Result<bool, Box<dyn Error>> {
+        Ok(self.get("precopy_flags")? != 0)
+    }
+
     /// Its folder in sysfs.
     pub fn path(&self) -> String {
         self.function.path()

@@ -32,7 +32,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{BAR0, BAR2, TestGpu, VRAM, migrated_registers};
 use crate::{
     Outcome, check_eq, say,
-    vfio::{backend::CONFIG, pci::Function},
+    vfio::{backend::CONFIG, mtty, pci::Function},
 };
 
 /// What these clients offer, all of which is granted.
@@ -318,10 +318,8 @@ fn no_migration() -> Outcome {
     Ok(())
 }
 
-/// The kernel's sample serial port migrates, its scratch register with it.
+/// The kernel's sample serial port migrates, with what its guest set up.
 pub fn mtty() -> Outcome {
-    /// An I/O BAR, and the port's scratch register in it.
-    const SCRATCH: (u32, u64) = (0, 7);
     let function = |uuid| Function::mediated("mtty", "mtty-1", uuid);
     let (there, here) = (
         function("6d747479-0000-4000-8000-000000000001")?,
@@ -329,16 +327,10 @@ pub fn mtty() -> Outcome {
     );
     let (mut source, mut destination) = (Owner::of_function(&there)?, Owner::of_function(&here)?);
     check_eq!(source.migration_flags()?, 7, "mtty: what migrates");
-    for (owner, value) in [(&mut source, 0x5c), (&mut destination, 0x11)] {
-        // I/O decoding.
-        owner.client.write(CONFIG, u64::from(pci::COMMAND), &[1, 0]);
-        owner.client.write(SCRATCH.0, SCRATCH.1, &[value]);
-        check_eq!(
-            owner.client.read(SCRATCH.0, SCRATCH.1),
-            [value],
-            "the scratch register"
-        );
-    }
+    mtty::set_up(&mut source.client, 0x5c)?;
+    mtty::set_up(&mut destination.client, 0xa3)?;
+    // What the guest of the source decodes is decoded afterwards.
+    mtty::decode(&mut destination.client, false);
     source.client.set_state(MigrationState::PreCopy);
     let mut stream = source
         .client
@@ -353,11 +345,7 @@ pub fn mtty() -> Outcome {
         .write_all(&stream, 48)
         .map_err(|errno| format!("errno {errno}"))?;
     destination.client.set_state(MigrationState::Running);
-    check_eq!(
-        destination.client.read(SCRATCH.0, SCRATCH.1),
-        [0x5c],
-        "the scratch register, moved"
-    );
+    mtty::check(&mut destination.client, 0x5c, "mtty, moved")?;
     say(&format!(
         "mtty: {} bytes migrated from backend to backend",
         stream.len()

@@ -219,8 +219,12 @@ fn reinit() -> Result<String, Box<dyn Error>> {
     source.fill(4)?;
     there.set("reinit", 1)?;
     let info = source.precopy_info()?;
-    let told = info.flags & PRECOPY_REINIT != 0;
-    check_eq!(told, info.initial_bytes != 0, "REINIT, and initial bytes");
+    let told = there.tells_reinit()?;
+    check_eq!(
+        (info.flags & PRECOPY_REINIT != 0, info.initial_bytes != 0),
+        (told, told),
+        "REINIT, and initial bytes"
+    );
     stream.extend(
         source
             .client

@@ -78,37 +78,43 @@ fn foreign() -> Result<String, Box<dyn Error>> {
     let here = TestGpu::new("full")?;
     here.set("device", 0x4321)?;
     let mut destination = Owner::of(&here)?;
-    refused_at_once(&here, &mut destination, &stream)
+    let both = "device: 1b36:0f9d at the source, 1b36:4321 here";
+    refused_at_once(&here, &mut destination, &stream, both)
 }
 
 fn foreign_driver() -> Result<String, Box<dyn Error>> {
     let (_there, _source, stream) = saved("full")?;
     let (here, mut destination) = made("v1-mapped")?;
-    refused_at_once(&here, &mut destination, &stream)
+    let both = "driver data: vugtest-full at the source, vugtest-v1-mapped v1 here";
+    refused_at_once(&here, &mut destination, &stream, both)
 }
 
-/// The first record is enough to refuse, with both sides named.
+/// The first record is enough to refuse, in words that name `both` sides, and again when the load is ended.
 pub fn refused_at_once(
     gpu: &TestGpu,
     owner: &mut Owner,
     stream: &[u8],
+    both: &str,
 ) -> Result<String, Box<dyn Error>> {
     owner.client.set_state(Resuming);
     let refused = owner.client.write_all(&stream[..4096], 4096);
+    check_eq!(refused, Err(EPROTO), "its first 4 KiB");
     let why = explain(&mut owner.client);
-    check_eq!(refused.is_err(), true, "its first 4 KiB are refused");
+    check_eq!(why.contains(both), true, "{both:?} in {why:?}");
     check_eq!(
-        owner.client.try_set_state(Running.into()).is_err(),
-        true,
+        owner.client.try_set_state(Running.into()),
+        Err(EPROTO),
         "running it"
     );
+    let again = explain(&mut owner.client);
+    check_eq!(again.contains(both), true, "{both:?} in {again:?}");
     check_eq!(owner.client.state(), Running, "state afterwards");
     check_eq!(
         gpu.get("refused_states")?,
         0,
         "states that it does not have"
     );
-    Ok(format!("{refused:?}: {why}"))
+    Ok(format!("EPROTO: {why}"))
 }
 
 fn abandoned() -> Result<String, Box<dyn Error>> {

@@ -9,7 +9,7 @@ use vfio_user_protocol::{
     migration::MigrationState::{self, PreCopy, Running, StopCopy},
 };
 
-use super::{owner_streams::refused_at_once, owner_support::*};
+use super::{VRAM, owner_streams::refused_at_once, owner_support::*};
 use crate::{Outcome, check_eq};
 
 const EIO: u32 = 5;
@@ -20,10 +20,18 @@ pub fn v1_faults() -> Outcome {
     table(&[
         ("data_offset fails at a byte, once", v1_read_error),
         ("data_size fails at a byte", v1_write_error),
-        ("pending_bytes is 2^64-1", || v1_garbage(16)),
-        ("data_size is the region's", || v1_garbage(32)),
-        ("data_offset lies behind the region", || v1_garbage(64)),
-        ("bytes pending, and never any data", || v1_garbage(128)),
+        ("pending_bytes is 2^64-1", || {
+            v1_garbage(16, PreCopyRead::All)
+        }),
+        ("data_size is the region's", || {
+            v1_garbage(32, PreCopyRead::Refused)
+        }),
+        ("data_offset lies behind the region", || {
+            v1_garbage(64, PreCopyRead::Refused)
+        }),
+        ("bytes pending, and never any data", || {
+            v1_garbage(128, PreCopyRead::Nothing)
+        }),
         ("a state fails", || v1_state(false)),
         ("a state ends in the error state", || v1_state(true)),
         ("of another layout", v1_foreign_layout),
@@ -54,7 +62,32 @@ fn v1_write_error() -> Result<String, Box<dyn Error>> {
     Ok("EIO, now and later; reset".into())
 }
 
-fn v1_garbage(bit: i64) -> Result<String, Box<dyn Error>> {
+/// What comes of reading in PRE_COPY, until there is nothing more for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PreCopyRead {
+    /// All data there is.
+    All,
+    /// What says whose stream it is, and no data.
+    Nothing,
+    /// EIO.
+    Refused,
+}
+
+impl PreCopyRead {
+    fn of(read: Result<Vec<u8>, u32>) -> Result<Self, Box<dyn Error>> {
+        match read {
+            Ok(data) if data.len() >= VRAM => Ok(Self::All),
+            Ok(data) if data.len() < 4096 => Ok(Self::Nothing),
+            Err(EIO) => Ok(Self::Refused),
+            Ok(data) => Err(format!("{} bytes read", data.len()).into()),
+            Err(errno) => Err(format!("errno {errno}").into()),
+        }
+    }
+}
+
+/// Garbage never is a whole stream: sections that are none are refused, and bytes that never come mean nothing for now in
+/// PRE_COPY, an error in STOP_COPY.
+fn v1_garbage(bit: i64, wanted: PreCopyRead) -> Result<String, Box<dyn Error>> {
     let (gpu, mut owner) = made("v1-across")?;
     owner.fill(7)?;
     let before = owner.state()?;
@@ -66,12 +99,21 @@ fn v1_garbage(bit: i64) -> Result<String, Box<dyn Error>> {
         true,
         "{pending:?}"
     );
-    // With endless bytes pending the data there is comes; the rest is refused.
-    let read = owner.client.read_all(1 << 20).map(|data| data.len());
+    let read = PreCopyRead::of(owner.client.read_all(1 << 20))?;
+    check_eq!(read, wanted, "reading in PRE_COPY");
+    if read == PreCopyRead::Refused {
+        // A transfer that failed stays so, whatever the driver says: STOP_COPY is to find out by itself.
+        owner.client.set_state(Running);
+    }
+    owner.client.set_state(StopCopy);
+    let stopped = owner.client.read_all(1 << 20).map(|data| data.len());
+    check_eq!(stopped, Err(EIO), "reading in STOP_COPY");
     gpu.set("garbage", 0)?;
     owner.client.set_state(Running);
     check_eq!(owner.state()? == before, true, "the device is unharmed");
-    Ok(format!("reads: {read:?}; cancelled, it runs on"))
+    Ok(format!(
+        "PRE_COPY: {read:?}; STOP_COPY: EIO; cancelled, it runs on"
+    ))
 }
 
 fn v1_state(to_error: bool) -> Result<String, Box<dyn Error>> {
@@ -110,5 +152,6 @@ fn v1_state(to_error: bool) -> Result<String, Box<dyn Error>> {
 fn v1_foreign_layout() -> Result<String, Box<dyn Error>> {
     let (_there, _source, stream) = saved("v1-mapped")?;
     let (here, mut destination) = made("v1-sparse")?;
-    refused_at_once(&here, &mut destination, &stream)
+    let both = "driver data: vugtest-v1-mapped v1 at the source, vugtest-v1-sparse v1 here";
+    refused_at_once(&here, &mut destination, &stream, both)
 }

@@ -172,11 +172,13 @@ fn reinit() -> Outcome {
     let (source, destination) = (TestGpu::new("full")?, TestGpu::new("full")?);
     let (from, to) = (source.open()?, destination.open()?);
     fill(&from, 1)?;
-    let told = match feature::opt_in_to_flags(&from.device) {
-        Ok(()) => true,
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => false,
-        Err(error) => return Err(error.into()),
-    };
+    let told = source.tells_reinit()?;
+    let opted_in = feature::opt_in_to_flags(&from.device);
+    if told {
+        opted_in?;
+    } else {
+        check_errno(opted_in, libc::ENOTTY, "a feature that is newer")?;
+    }
     say(&format!("REINIT can be told: {told}"));
     let data = set_state(&from.device, state::PRE_COPY)?.ok_or("no data fd")?;
     let mut stream = Vec::new();
