@@ -327,7 +327,8 @@ impl Function {
     }
 
     fn reset_locked(&self, state: &mut State, cause: ResetCause) -> Result<(), Error> {
-        let done = self.migration.reset(|| self.device.reset(cause));
+        let asked_for = cause == ResetCause::Client;
+        let done = self.migration.reset(asked_for, || self.device.reset(cause));
         // The guest sees a reset function even if the device is not: nothing of before must be believed.
         match cause {
             ResetCause::Disconnect => state.config.power_on(),

@@ -68,7 +68,7 @@ impl Guest for Function {
     }
 
     fn load(&self, saved: &GuestState, still: &dyn Fn() -> bool) -> Result<bool, String> {
-        // A reset holds the same lock from its beginning to its end.
+        // A reset holds the same lock from its beginning to its end, but for one that frees a thread whose client has left.
         let mut state = self.state();
         if !still() {
             return Ok(false);

@@ -56,7 +56,7 @@ impl Function {
     /// What the device says.
     pub fn interrupt(&self) -> Result<(), Error> {
         let reset = || self.device.reset(ResetCause::Disconnect);
-        self.migration.reset(reset)
+        self.migration.reset(false, reset)
     }
 
     /// No DMA, no interrupts, no doorbells.

@@ -38,7 +38,8 @@ fn fold_and_feed(fold: &x86::Fold, hasher: &mut Hasher, memory: &VolatileSlice<'
     if !bulk.is_empty() {
         let mut folded = [0; x86::WIDEST];
         let folded = &mut folded[..fold.block];
-        (fold.run)(!hasher.clone().finalize(), &bulk, folded);
+        // SAFETY: whole aligned blocks, and the fold is one of this processor's.
+        unsafe { (fold.run)(!hasher.clone().finalize(), &bulk, folded) };
         // Folding leaves what has the same checksum when it begins with a register of zeros.
         let mut of_bulk = Hasher::new_with_initial(!0);
         of_bulk.update(folded);
@@ -79,8 +80,11 @@ mod x86 {
     pub(super) struct Fold {
         /// Bytes folded at once, and the alignment of what is.
         pub(super) block: usize,
-        /// Folds whole aligned blocks, one at least, to one; the first number is the CRC register to begin with.
-        pub(super) run: fn(u32, &VolatileSlice<'_>, &mut [u8]),
+        /// Folds blocks to one; the first number is the CRC register to begin with.
+        ///
+        /// # Safety
+        /// Whole aligned blocks, one at least.
+        pub(super) run: unsafe fn(u32, &VolatileSlice<'_>, &mut [u8]),
     }
 
     /// Those that this processor has instructions for, the fastest first.
@@ -91,13 +95,11 @@ mod x86 {
         [
             wide.then_some(Fold {
                 block: LANES * size_of::<__m512i>(),
-                // SAFETY: the processor has what the function is compiled for.
-                run: |register, memory, folded| unsafe { fold_512(register, memory, folded) },
+                run: fold_512,
             }),
             narrow.then_some(Fold {
                 block: LANES * size_of::<__m256i>(),
-                // SAFETY: the processor has what the function is compiled for.
-                run: |register, memory, folded| unsafe { fold_256(register, memory, folded) },
+                run: fold_256,
             }),
         ]
     }

@@ -101,12 +101,11 @@ impl Error {
             }
             Self::Driver { errno, .. } | Self::NotChanged { errno, .. } => *errno,
             Self::Reset => Errno::NODEV,
+            Self::Lost => Errno::FAULT,
             Self::OutOfStep => Errno::BADFD,
-            Self::Stream(_)
-            | Self::Lost
-            | Self::Incompatible(_)
-            | Self::Guest(_)
-            | Self::Failed(_) => Errno::PROTO,
+            Self::Stream(_) | Self::Incompatible(_) | Self::Guest(_) | Self::Failed(_) => {
+                Errno::PROTO
+            }
             Self::NotReset(_) => Errno::IO,
         }
     }

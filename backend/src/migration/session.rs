@@ -12,7 +12,7 @@
 //! whoever holds the lock finds: of a change of state no other arc is taken then.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
@@ -39,7 +39,8 @@ pub(super) enum Transfer {
     None,
     Saving(Source),
     Loading(Sink),
-    /// Something was received, and a reset undid it before it was loaded; the client does not know yet.
+    /// Something was received, and a reset that the client did not ask for undid it before it was loaded; the client
+    /// does not know yet.
     Undone,
 }
 
@@ -60,6 +61,8 @@ pub struct Migration {
     state: AtomicU32,
     /// Counts the beginnings of resets, and the ends of those that held.
     resets: AtomicU64,
+    /// The client asked for the last of them.
+    asked_for: AtomicBool,
     resetting: Resetting,
 }
 
@@ -80,6 +83,7 @@ impl Migration {
             }),
             state: AtomicU32::new(State::Running.into()),
             resets: AtomicU64::new(0),
+            asked_for: AtomicBool::new(false),
             resetting: Resetting::default(),
         }
     }
@@ -111,12 +115,18 @@ impl Migration {
     }
 
     /// Resets the device by `reset`: if that holds, the device runs. No transfer of before, and no change of
-    /// state, is carried on, whether it holds or not.
+    /// state, is carried on, whether it holds or not. A client that did not ask for it (`asked_for`) hears of it when it
+    /// ends a load.
     ///
     /// # Errors
     /// What `reset` says; the state last known is then as it was.
-    pub fn reset<E>(&self, reset: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    pub fn reset<E>(
+        &self,
+        asked_for: bool,
+        reset: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
         let _under_way = self.resetting.begin();
+        self.asked_for.store(asked_for, Ordering::SeqCst);
         self.resets.fetch_add(1, Ordering::SeqCst);
         reset()?;
         self.state.store(State::Running.into(), Ordering::SeqCst);
@@ -151,10 +161,16 @@ impl Migration {
     fn forget_undone(&self, inner: &mut Inner) {
         let resets = self.resets.load(Ordering::SeqCst);
         if inner.resets != resets {
-            inner.transfer = match &inner.transfer {
-                Transfer::Loading(sink) if !sink.is_untouched() => Transfer::Undone,
-                Transfer::Undone => Transfer::Undone,
-                _ => Transfer::None,
+            let received = match &inner.transfer {
+                Transfer::Loading(sink) => !sink.is_untouched(),
+                Transfer::Undone => true,
+                _ => false,
+            };
+            let knows = self.asked_for.load(Ordering::SeqCst);
+            inner.transfer = if received && !knows {
+                Transfer::Undone
+            } else {
+                Transfer::None
             };
             inner.estimate = Estimate::new(Instant::now());
             inner.resets = resets;
@@ -166,8 +182,13 @@ impl Migration {
     /// # Errors
     /// What the driver says.
     pub fn state(&self) -> Result<State, Error> {
-        let _inner = self.lock();
-        self.ask_state(self.driver()?)
+        let mut inner = self.lock();
+        let state = self.ask_state(self.driver()?)?;
+        if matches!(inner.transfer, Transfer::Undone) {
+            // Now the client knows.
+            inner.transfer = Transfer::None;
+        }
+        Ok(state)
     }
 
     fn ask_state(&self, driver: &dyn MigrationDriver) -> Result<State, Error> {
@@ -246,11 +267,15 @@ impl Migration {
                 }
                 Err(Error::Reset)
             }
+            // The reset did not hold: another has to.
+            Transfer::Undone if now == State::Resuming => {
+                self.abandon(inner, guest, Some(Error::Reset)).map(drop)
+            }
             Transfer::Undone => {
                 inner.transfer = Transfer::None;
                 match to {
-                    State::Stop | State::Running | State::RunningP2p => Err(Error::Reset),
-                    _ => Ok(()),
+                    State::Resuming | State::Error => Ok(()),
+                    _ => Err(Error::Reset),
                 }
             }
             _ => Ok(()),
@@ -455,15 +480,26 @@ impl Migration {
         read
     }
 
-    /// Writes a piece of the stream.
+    /// Writes a piece of the stream; `lost` is asked afterwards whether it was not what the client meant.
     ///
     /// # Errors
     /// [`Error::WrongState`] outside RESUMING, what is wrong with the stream, or what the driver says.
-    pub fn write(&self, piece: Piece<'_>, guest: &dyn Guest) -> Result<(), Error> {
+    pub fn write(
+        &self,
+        piece: Piece<'_>,
+        guest: &dyn Guest,
+        lost: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
         let mut inner = self.lock();
         let state = self.last_state();
         match &mut inner.transfer {
-            Transfer::Loading(sink) if state == State::Resuming => sink.write(piece, guest),
+            Transfer::Loading(sink) if state == State::Resuming => {
+                sink.write(piece, guest)?;
+                if lost() {
+                    return Err(sink.spoil());
+                }
+                Ok(())
+            }
             _ => Err(Error::WrongState {
                 what: "Writing migration data",
                 state,
@@ -471,18 +507,14 @@ impl Migration {
         }
     }
 
-    /// A piece that was written turned out not to be what the client meant: the load has failed.
-    pub fn spoil(&self) {
-        if let Transfer::Loading(sink) = &mut self.lock().transfer {
-            sink.spoil();
-        }
-    }
-
     /// The client is gone, and with it what it was still to be told.
     pub fn forget(&self) {
-        if let Ok(mut inner) = self.inner.try_lock()
-            && matches!(inner.transfer, Transfer::Undone)
-        {
+        let mut inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if matches!(inner.transfer, Transfer::Undone) {
             inner.transfer = Transfer::None;
         }
     }

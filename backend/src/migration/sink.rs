@@ -74,8 +74,8 @@ impl Sink {
     }
 
     /// A piece was not what the client meant: nothing that came is loaded.
-    pub fn spoil(&mut self) {
-        self.failed.get_or_insert(Error::Lost);
+    pub fn spoil(&mut self) -> Error {
+        self.failed.get_or_insert(Error::Lost).clone()
     }
 
     /// Takes a piece of the stream, all of it.

@@ -32,7 +32,7 @@ const STAGED: usize = 64 << 10;
 /// Whether more can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum More {
-    /// The room is full.
+    /// The room is full, or nearly: what is left of shared memory is too little for a record.
     Yes,
     /// Nothing for now: pre-copy goes on.
     Later,

@@ -99,7 +99,8 @@ impl MigrationCommands {
             Request::MigDataRead(asked) => self.data_read(&asked, reply),
             Request::MigDataWrite(_, data) => {
                 let function = &*self.function;
-                Ok(function.migration().write(Piece::Private(data), function)?)
+                let piece = Piece::Private(data);
+                Ok(function.migration().write(piece, function, &|| false)?)
             }
             Request::MigPrecopyInfo(_) if self.granted.precopy_info => self.precopy_info(reply),
             Request::MigPending(asked) if self.granted.pending => self.pending(&asked, reply),
@@ -183,11 +184,10 @@ impl MigrationCommands {
 
     fn shm_read(&self, asked: &ShmTransfer, reply: &mut Reply) -> Result<(), Refusal> {
         let function = &*self.function;
-        let read = |slice: VolatileSlice<'_>| {
+        let (length, more) = self.in_shared(asked, |slice, _| {
             let mut room = Room::Shared(slice);
             Ok(function.migration().read(&mut room, function)?)
-        };
-        let (length, more) = self.in_shared(asked, read, || ())?;
+        })?;
         let done = ShmTransfer {
             argsz: size_of_u32::<ShmTransfer>(),
             flags: match more {
@@ -204,10 +204,10 @@ impl MigrationCommands {
 
     fn shm_write(&self, asked: &ShmTransfer, reply: &mut Reply) -> Result<(), Refusal> {
         let function = &*self.function;
-        let write = |slice: VolatileSlice<'_>| {
-            Ok(function.migration().write(Piece::Shared(slice), function)?)
-        };
-        self.in_shared(asked, write, || function.migration().spoil())?;
+        self.in_shared(asked, |slice, lost| {
+            let piece = Piece::Shared(slice);
+            Ok(function.migration().write(piece, function, lost)?)
+        })?;
         reply.payload.extend_from_slice(asked.as_bytes());
         Ok(())
     }
@@ -215,12 +215,11 @@ impl MigrationCommands {
     fn in_shared<R>(
         &self,
         asked: &ShmTransfer,
-        act: impl FnOnce(VolatileSlice<'_>) -> Result<R, Refusal>,
-        lost: impl FnOnce(),
+        act: impl FnOnce(VolatileSlice<'_>, &dyn Fn() -> bool) -> Result<R, Refusal>,
     ) -> Result<R, Refusal> {
         let shared = self.shared.as_ref();
         let shared = shared.ok_or(Refusal::Unexpected("No memory is shared"))?;
-        shared.with(asked.offset, asked.size, act, lost)
+        shared.with(asked.offset, asked.size, act)
     }
 }
 

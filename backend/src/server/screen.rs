@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -23,10 +23,23 @@ use crate::ratelimit::peer_log;
 const PROCESSES: [FsWord; 2] = [0x6573_5546, 0x794c_7630];
 /// How long the file system of a file has to say what it is.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The most threads that wait for something.
-const MOST: usize = 32;
 
-static WAITING: AtomicUsize = AtomicUsize::new(0);
+/// Threads that wait for whoever likes to keep them.
+struct Waiting {
+    count: AtomicUsize,
+    most: usize,
+}
+
+/// Those that close something.
+static CLOSING: Waiting = Waiting {
+    count: AtomicUsize::new(0),
+    most: 32,
+};
+/// Those that ask a file system, of what a client has passed: what others have sent keeps none of these.
+static ASKING: Waiting = Waiting {
+    count: AtomicUsize::new(0),
+    most: 8,
+};
 
 /// How long closing a descriptor takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +56,11 @@ pub(super) const SCREEN: Screen = Screen {
     take: screen,
     dispose,
 };
+/// For what is received from others, whose descriptors are of no use.
+pub(super) const STRANGERS: Screen = Screen {
+    take: none,
+    dispose,
+};
 
 /// Takes descriptors, or closes all of them if one must not be had.
 fn screen(fds: Vec<OwnedFd>) -> Option<Vec<OwnedFd>> {
@@ -55,7 +73,7 @@ fn screen(fds: Vec<OwnedFd>) -> Option<Vec<OwnedFd>> {
         Closing::Unknown => {}
     }
     let (verdict, told) = mpsc::sync_channel(1);
-    apart(move || {
+    let asked = ASKING.spawn(move || {
         if fds.iter().all(lies_with_the_kernel) {
             // Who no longer waits drops them quickly, too.
             let _ = verdict.send(fds);
@@ -64,7 +82,19 @@ fn screen(fds: Vec<OwnedFd>) -> Option<Vec<OwnedFd>> {
             drop(fds);
         }
     });
+    if !asked {
+        peer_log!(
+            Warn,
+            "Nobody to ask what a file is: too many have not answered"
+        );
+        return None;
+    }
     told.recv_timeout(PATIENCE).ok()
+}
+
+fn none(fds: Vec<OwnedFd>) -> Option<Vec<OwnedFd>> {
+    dispose(fds);
+    Some(Vec::new())
 }
 
 /// Closes descriptors, which nobody waits for unless it is quick.
@@ -108,26 +138,52 @@ fn closing(fd: &OwnedFd) -> Closing {
 
 /// Whether its file system is no process. Waits for that, if it is one.
 fn lies_with_the_kernel(fd: &OwnedFd) -> bool {
-    fstatfs(fd).is_ok_and(|file_system| !PROCESSES.contains(&file_system.f_type))
+    match fstatfs(fd).map(|file_system| file_system.f_type) {
+        Ok(kind) if PROCESSES.contains(&kind) => {
+            peer_log!(
+                Warn,
+                "A file on FUSE or an overlay ({kind:#x}) is not taken"
+            );
+            false
+        }
+        other => other.is_ok(),
+    }
 }
 
 /// Does what may take as long as a client likes on a thread that nobody waits for.
 pub(super) fn apart(act: impl FnOnce() + Send + 'static) {
-    if WAITING.fetch_add(1, Ordering::SeqCst) >= MOST {
-        WAITING.fetch_sub(1, Ordering::SeqCst);
+    if !CLOSING.spawn(act) {
         peer_log!(
             Warn,
             "Too many descriptors that do not close: more are kept open"
         );
-        return std::mem::forget(act);
     }
-    let spawned = Builder::new().name("closing".into()).spawn(move || {
-        act();
-        WAITING.fetch_sub(1, Ordering::SeqCst);
-    });
-    if let Err(error) = spawned {
-        WAITING.fetch_sub(1, Ordering::SeqCst);
-        peer_log!(Warn, "No thread to close descriptors: {error}");
+}
+
+impl Waiting {
+    /// Has a thread of its own do this; if there is none to be had, it is kept and never done, for dropping it may take as
+    /// long. Whether there is one.
+    fn spawn(&'static self, act: impl FnOnce() + Send + 'static) -> bool {
+        let act = Arc::new(Mutex::new(Some(act)));
+        let taken = {
+            let act = Arc::clone(&act);
+            move || act.lock().ok().and_then(|mut act| act.take())
+        };
+        let spawned = self.count.fetch_add(1, Ordering::SeqCst) < self.most && {
+            let taken = taken.clone();
+            let run = move || {
+                if let Some(act) = taken() {
+                    act();
+                }
+                self.count.fetch_sub(1, Ordering::SeqCst);
+            };
+            Builder::new().name("closing".into()).spawn(run).is_ok()
+        };
+        if !spawned {
+            self.count.fetch_sub(1, Ordering::SeqCst);
+            std::mem::forget(taken());
+        }
+        spawned
     }
 }
 
@@ -137,7 +193,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use rustix::event::{EventfdFlags, eventfd};
-    use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 
     use super::*;
 
@@ -160,6 +216,32 @@ mod tests {
         let system = fstatfs(&file).unwrap().f_type;
         assert_eq!(screen(vec![file]).is_some(), !PROCESSES.contains(&system));
         dispose(vec![tempfile::tempfile().unwrap().into()]);
+    }
+
+    #[test]
+    fn what_finds_no_thread_is_kept() {
+        static ONE: Waiting = Waiting {
+            count: AtomicUsize::new(0),
+            most: 1,
+        };
+        let (end, wait) = mpsc::channel::<()>();
+        assert!(ONE.spawn(move || {
+            let _ = wait.recv();
+        }));
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        assert!(!ONE.spawn(move || drop(writer)));
+        fcntl_setfl(&reader, OFlags::NONBLOCK).unwrap();
+        let read = std::io::Read::read(&mut reader, &mut [0; 1]);
+        assert_eq!(
+            read.unwrap_err().kind(),
+            std::io::ErrorKind::WouldBlock,
+            "closed where nobody may wait"
+        );
+        drop(end);
+        while ONE.count.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        assert!(ONE.spawn(|| ()));
     }
 
     #[test]

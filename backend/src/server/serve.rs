@@ -30,7 +30,7 @@ use vfio_user_protocol::transport::split;
 use vhost::vhost_user::Listener;
 
 use super::endpoint::Endpoint;
-use super::screen::{SCREEN, apart};
+use super::screen::{STRANGERS, apart};
 use super::session::{Closer, Session, SessionError};
 use crate::device;
 use crate::function::Function;
@@ -439,7 +439,7 @@ fn readable_within(fd: &OwnedFd, patience: Duration) -> Result<bool, Errno> {
 /// A client too many: its first message is answered with EBUSY.
 fn refuse(stream: UnixStream) {
     let (receiver, sender) = split(stream, HEADER_SIZE);
-    let mut receiver = receiver.screened(SCREEN);
+    let mut receiver = receiver.screened(STRANGERS);
     if let Ok(Some(Frame::Message { header, .. } | Frame::TooLong(header))) = receiver.receive() {
         peer_log!(Info, "A second client was refused: one is attached");
         let busy = header.error_reply(Errno::BUSY.raw_os_error().unsigned_abs());

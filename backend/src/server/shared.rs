@@ -34,28 +34,25 @@ impl SharedMemory {
         Ok(Self(mapping))
     }
 
-    /// Lets `act` use a part. Where the memory was truncated meanwhile, `lost` hears of it.
+    /// Lets `act` use a part, and ask whether the memory was truncated meanwhile.
     pub(super) fn with<R>(
         &self,
         offset: u64,
         size: u64,
-        act: impl FnOnce(VolatileSlice<'_>) -> Result<R, Refusal>,
-        lost: impl FnOnce(),
+        act: impl FnOnce(VolatileSlice<'_>, &dyn Fn() -> bool) -> Result<R, Refusal>,
     ) -> Result<R, Refusal> {
         let from = usize::try_from(offset).ok();
         let count = usize::try_from(size).ok();
         let part = from.zip(count);
         let slice = part.and_then(|(from, count)| self.0.slice(from, count));
         let slice = slice.ok_or_else(|| Refusal::bad("mig_shm.offset", offset))?;
-        let done = act(slice)?;
         let (from, count) = part.unwrap_or_default();
-        match self.0.lost_within(from, count) {
-            Some(_) => {
-                lost();
-                Err(os("The shared memory was truncated")(Errno::FAULT))
-            }
-            None => Ok(done),
+        let lost = || self.0.lost_within(from, count).is_some();
+        let done = act(slice, &lost)?;
+        if lost() {
+            return Err(os("The shared memory was truncated")(Errno::FAULT));
         }
+        Ok(done)
     }
 }
 

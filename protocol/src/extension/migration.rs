@@ -153,6 +153,7 @@ pub struct ShmTransfer {
     pub flags: u32,
     /// Where in the shared memory.
     pub offset: u64,
-    /// Bytes of room (request of READ), or of data.
+    /// Bytes of room (request of READ), or of data: a READ may give less than there is room for, and only its flags tell
+    /// that there is no more.
     pub size: u64,
 }

@@ -21,7 +21,7 @@ use vfio_user_protocol::{
     version::{Capabilities, Version},
 };
 
-use crate::{EINVAL, longs, words};
+use crate::{EBUSY, EINVAL, longs, words};
 
 /// A socket that takes ten minutes to close, as it has something to send, and its other end, which does not read.
 fn lingering() -> (TcpStream, TcpStream) {
@@ -62,6 +62,18 @@ fn send_with(client: &mut RawClient, socket: TcpStream, command: u16, body: &[u8
     let _ = client.try_send(&message[8..], &[]);
 }
 
+/// As one client too many, whose whole first message comes with a descriptor.
+fn surplus_with(backend: &Backend, socket: TcpStream) {
+    let mut surplus = RawClient::connect(&backend.socket());
+    let version = Capabilities::default().encode(Version::default());
+    let message = surplus.message(Command::Version, 0, &version);
+    surplus.send(&message, &[socket.as_fd()]);
+    let_go(socket, &surplus);
+    let refused = surplus.receive().expect("a reply");
+    assert_eq!(refused.header.error(), Some(EBUSY));
+    surplus.assert_closed();
+}
+
 #[test]
 fn a_socket_that_lingers_keeps_nobody() {
     let mut backend = Backend::start();
@@ -86,9 +98,7 @@ fn a_socket_that_lingers_keeps_nobody() {
     stranger.assert_closed();
     let mut client = RawClient::attach(&backend.socket());
     let (second, _second) = lingering();
-    let mut surplus = RawClient::connect(&backend.socket());
-    send_with(&mut surplus, second, Command::Version.into(), &version);
-    surplus.assert_closed();
+    surplus_with(&backend, second);
     client.assert_in_step();
     // In what is never read.
     let (third, _third) = lingering();

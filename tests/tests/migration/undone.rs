@@ -29,31 +29,48 @@ fn stream(client: &mut RawClient) -> Vec<u8> {
     stream
 }
 
+/// A reset by the guest: a write to the Device Control register of the PCI Express capability (`PCI_EXP_DEVCTL_BCR_FLR`).
+fn function_level_reset(client: &mut RawClient) {
+    let [mut at] = client.read(7, 0x34);
+    while client.read(7, at.into()) != [0x10] {
+        [at] = client.read(7, u64::from(at) + 1);
+        assert_ne!(at, 0, "no PCI Express capability");
+    }
+    client.write(7, u64::from(at) + 8, &0x8000_u16.to_le_bytes());
+}
+
 #[test]
 fn a_reset_is_not_taken_for_a_load() {
     let backend = Backend::start_model(&["vram=1M"]);
     let mut client = RawClient::attach(&backend.socket());
     let stream = stream(&mut client);
-    for end in [Running, Stop] {
+    let received = |client: &mut RawClient| {
         client.set_state(Resuming);
         client.write_all(&stream, MIB).unwrap();
-        client.call(Command::DeviceReset, &[], &[]).unwrap();
+    };
+    for end in [Running, Stop, StopCopy] {
+        received(&mut client);
+        function_level_reset(&mut client);
         assert_eq!(client.try_set_state(end.into()), Err(ENODEV));
         assert_eq!(client.state(), Running);
         client.set_state(end);
+        client.set_state(Running);
     }
     // Begun anew, without a word in between.
-    client.set_state(Resuming);
-    client.write_all(&stream, MIB).unwrap();
-    client.call(Command::DeviceReset, &[], &[]).unwrap();
-    client.set_state(Resuming);
-    client.write_all(&stream, MIB).unwrap();
+    received(&mut client);
+    function_level_reset(&mut client);
+    received(&mut client);
     client.set_state(Running);
     assert_eq!(client.read(0, 0x8000), *b"VRAM");
-    // The next client has ended nothing.
-    client.set_state(Resuming);
-    client.write_all(&stream, MIB).unwrap();
+    // Who asks for a reset knows.
+    received(&mut client);
     client.call(Command::DeviceReset, &[], &[]).unwrap();
+    client.set_state(Running);
+    client.write(7, 4, &[6, 0]);
+    assert_eq!(client.read(0, 0x8000), [0; 4]);
+    // The next client has ended nothing.
+    received(&mut client);
+    function_level_reset(&mut client);
     drop(client);
     RawClient::attach(&backend.socket()).set_state(Running);
 }
@@ -93,6 +110,6 @@ fn a_piece_that_was_truncated_is_not_forgotten() {
     assert_eq!(written.err(), Some(EFAULT));
     let rest = client.data_write(&stream[from + LOST..]);
     assert_eq!(rest, Err(EPROTO));
-    assert_eq!(client.try_set_state(Running.into()), Err(EPROTO));
+    assert_eq!(client.try_set_state(Running.into()), Err(EFAULT));
     assert_eq!(client.state(), Running);
 }

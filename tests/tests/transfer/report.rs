@@ -87,3 +87,13 @@ fn a_report_is_written_whatever_became_of_the_migration() {
     assert_eq!(code(&output), Some(1), "{output:?}");
     assert!(Path::new("/dev/null").exists());
 }
+
+#[test]
+fn a_report_goes_into_a_pipe() {
+    let (source, destination) = (start(&[]), start(&[]));
+    let stdout = Path::new("/dev/stdout");
+    let output = migrate(&source.socket(), &destination.socket(), stdout, &[]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("</html>"), "{said}");
+}

@@ -62,9 +62,13 @@ fn write_all(front: &Front, stream: &[u8], size: usize, shared: bool) -> Result<
         if shared {
             let mut copy = piece.to_vec();
             let slice = VolatileSlice::from(&mut copy[..]);
-            front.migration.write(Piece::Shared(slice), front)?;
+            front
+                .migration
+                .write(Piece::Shared(slice), front, &|| false)?;
         } else {
-            front.migration.write(Piece::Private(piece), front)?;
+            front
+                .migration
+                .write(Piece::Private(piece), front, &|| false)?;
         }
     }
     Ok(())

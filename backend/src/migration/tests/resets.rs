@@ -27,7 +27,7 @@ fn a_change_of_state_ends_at_the_arc_that_a_reset_finds() {
         thread::scope(|scope| {
             let changing = scope.spawn(|| set(&front, Resuming));
             parked.recv().unwrap();
-            let reset = front.migration.reset(|| {
+            let reset = front.migration.reset(false, || {
                 let held = Device::reset(&front.device, ResetCause::Client);
                 go_on.send(()).unwrap();
                 held.map_err(drop).and(if holds { Ok(()) } else { Err(()) })
@@ -93,37 +93,60 @@ fn a_reset_between_the_device_and_the_guest_leaves_nothing_loaded() {
     }
 }
 
+/// A load under way, and a reset of the device that its client did not ask for.
+fn undone(holds: bool) -> Front {
+    let front = Front::new();
+    set(&front, Resuming).unwrap();
+    write_all(&front, &small(), 100, true).unwrap();
+    let reset = || match holds {
+        true => Device::reset(&front.device, ResetCause::FunctionLevel).map_err(drop),
+        false => Err(()),
+    };
+    assert_eq!(front.migration.reset(false, reset).is_ok(), holds);
+    front
+}
+
 #[test]
 fn whoever_ends_a_load_hears_that_a_reset_undid_it() {
-    let begun = || {
-        let front = Front::new();
-        set(&front, Resuming).unwrap();
-        write_all(&front, &small(), 100, true).unwrap();
-        Guest::reset(&front).unwrap();
-        front
-    };
-    for target in [Stop, RunningP2p, Running] {
-        let front = begun();
-        // Whatever is asked meanwhile.
-        assert_eq!(state(&front), Running);
+    for target in [Stop, RunningP2p, Running, PreCopy, StopCopy] {
+        let front = undone(true);
         front.migration.pending(false).unwrap();
-        Guest::reset(&front).unwrap();
         let error = set(&front, target).unwrap_err();
         assert!(matches!(error, Error::Reset), "{target}: {error}");
         // Once: then it is a device like any other.
         set(&front, target).unwrap();
     }
-    // One that begins anew, in either direction, ends nothing.
-    for target in [Resuming, PreCopy, StopCopy] {
-        set(&begun(), target).unwrap();
-    }
-    // Nor does the next client.
-    let front = begun();
+    // One that begins anew ends nothing.
+    set(&undone(true), Resuming).unwrap();
+    // Who asked for the state knows, and so does who asked for a reset since.
+    let front = undone(true);
+    assert_eq!(state(&front), Running);
+    set(&front, Running).unwrap();
+    let front = undone(true);
+    Guest::reset(&front).unwrap();
+    set(&front, Running).unwrap();
+    // The next client has ended nothing.
+    let front = undone(true);
     front.migration.forget();
     set(&front, Running).unwrap();
     // Nothing had come.
     let front = Front::new();
     set(&front, Resuming).unwrap();
-    Guest::reset(&front).unwrap();
+    front
+        .migration
+        .reset(false, || {
+            Device::reset(&front.device, ResetCause::FunctionLevel)
+        })
+        .unwrap();
     set(&front, Running).unwrap();
+}
+
+#[test]
+fn a_load_under_a_reset_that_fails_is_reset_when_it_is_left() {
+    for target in [Resuming, Stop, Running] {
+        let front = undone(false);
+        let error = set(&front, target).unwrap_err();
+        assert!(matches!(error, Error::Reset), "{target}: {error}");
+        unharmed(&front);
+    }
 }

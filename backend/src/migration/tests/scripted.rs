@@ -336,6 +336,6 @@ impl Guest for Front {
     }
     fn reset(&self) -> Result<(), String> {
         let reset = || Device::reset(&self.device, ResetCause::Client);
-        self.migration.reset(reset).map_err(|e| e.to_string())
+        self.migration.reset(true, reset).map_err(|e| e.to_string())
     }
 }

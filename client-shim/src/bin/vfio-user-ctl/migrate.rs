@@ -108,9 +108,9 @@ impl Report {
         // Not emptied: a migration that does not begin has nothing to report.
         let mut options = File::options();
         let file = options.write(true).create(true).truncate(false).open(path);
-        // A link to the file stays.
-        let opened = file.and_then(|file| Ok((fs::canonicalize(path)?, file)));
-        let (path, file) = opened.map_err(|error| cannot_write(path, &error))?;
+        let file = file.map_err(|error| cannot_write(path, &error))?;
+        // Of a link that led nowhere only the file goes again. What a pipe is called leads nowhere either.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         Ok(Self { path, file, new })
     }
 

@@ -54,7 +54,7 @@ fn load(function: &Function, stream: &[u8], size: usize) -> Result<(), SessionEr
     for piece in stream.chunks(size) {
         function
             .migration()
-            .write(Piece::Private(piece), function)?;
+            .write(Piece::Private(piece), function, &|| false)?;
     }
     set(function, Running)
 }
