@@ -514,6 +514,7 @@ impl Migration {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
+        self.forget_undone(&mut inner);
         if matches!(inner.transfer, Transfer::Undone) {
             inner.transfer = Transfer::None;
         }

@@ -160,6 +160,11 @@ pub(super) fn apart(act: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Whether there is no thread left for [`apart`].
+pub(super) fn is_crowded() -> bool {
+    CLOSING.count.load(Ordering::SeqCst) >= CLOSING.most
+}
+
 impl Waiting {
     /// Has a thread of its own do this; if there is none to be had, it is kept and never done, for dropping it may take as
     /// long. Whether there is one.

@@ -30,7 +30,7 @@ use vfio_user_protocol::transport::split;
 use vhost::vhost_user::Listener;
 
 use super::endpoint::Endpoint;
-use super::screen::{STRANGERS, apart};
+use super::screen::{self, STRANGERS, apart};
 use super::session::{Closer, Session, SessionError};
 use crate::device;
 use crate::function::Function;
@@ -48,6 +48,8 @@ const WAITING: u64 = 16;
 /// How many of those are kept; one more, and the oldest is closed.
 const MAX_WAITING: usize = 8;
 
+/// How long nobody is accepted once one could not be.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a session may go on whose client has left, before a driver is held to keep it.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -135,6 +137,7 @@ pub fn serve(
         session: None,
         waiting: VecDeque::with_capacity(MAX_WAITING),
         next_token: WAITING,
+        paused: None,
     };
     let served = server.run(endpoint);
     let ended = server.end_session();
@@ -152,6 +155,8 @@ struct Server<'a> {
     session: Option<Running>,
     waiting: VecDeque<Waiting>,
     next_token: u64,
+    /// Until when nobody is accepted, as one more could not be served or sent away.
+    paused: Option<Instant>,
 }
 
 /// The session and its thread.
@@ -222,19 +227,20 @@ impl Server<'_> {
             }
             Endpoint::Listening(listener) => {
                 listener.set_nonblocking(true).map_err(io::Error::other)?;
-                let raw = listener.as_raw_fd();
-                // SAFETY: the listener outlives this borrow, which ends with the call below.
-                let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
-                self.poller.add(borrowed, LISTENER)?;
+                self.poller.add(borrow(&listener), LISTENER)?;
                 Some(listener)
             }
         };
         loop {
             let mut tokens = Vec::new();
             let deadline = self.session.as_ref().and_then(|session| session.deadline);
+            let deadline = deadline.into_iter().chain(self.paused).min();
             let patience = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(patience, |token| tokens.push(token))?;
             self.free_session()?;
+            if let Some(listener) = &listener {
+                self.go_on_accepting(listener)?;
+            }
             for token in tokens {
                 match (token, &listener) {
                     (SIGNAL, _) => {
@@ -258,22 +264,50 @@ impl Server<'_> {
                         }
                         self.attach_next()?;
                     }
-                    (LISTENER, Some(listener)) => self.accept(listener),
+                    (LISTENER, Some(listener)) => self.accept(listener)?,
                     (other, _) => self.first_message(other)?,
                 }
             }
         }
     }
 
-    fn accept(&mut self, listener: &Listener) {
-        let stream = match listener.accept() {
-            Ok(Some(stream)) => stream,
-            Ok(None) => return,
+    /// Accepts nobody for a while: the listener would be reported again and again.
+    fn pause(&mut self, listener: &Listener) -> io::Result<()> {
+        self.paused = Some(Instant::now() + PAUSE);
+        self.poller.remove(borrow(listener))
+    }
+
+    fn go_on_accepting(&mut self, listener: &Listener) -> io::Result<()> {
+        if self
+            .paused
+            .take_if(|until| *until <= Instant::now())
+            .is_some()
+        {
+            self.poller.add(borrow(listener), LISTENER)?;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, listener: &Listener) -> io::Result<()> {
+        if screen::is_crowded() {
+            peer_log!(
+                Warn,
+                "Nobody is accepted: too many descriptors that others sent do not close"
+            );
+            return self.pause(listener);
+        }
+        match listener.accept() {
+            Ok(Some(stream)) => self.accepted(stream),
+            Ok(None) => {}
             Err(error) => {
                 peer_log!(Warn, "A client could not be accepted: {error}");
-                return;
+                self.pause(listener)?;
             }
-        };
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, stream: UnixStream) {
         let allowed = &self.options.allowed_uids;
         match socket_peercred(&stream) {
             Ok(peer) if allowed.is_empty() || allowed.contains(&peer.uid.as_raw()) => {
@@ -422,6 +456,11 @@ impl Server<'_> {
         let _ = rustix::io::read(&*self.finished, &mut [0; 8]);
         cleaned.map_err(ServeError::Reset)
     }
+}
+
+fn borrow(listener: &Listener) -> BorrowedFd<'_> {
+    // SAFETY: the listener owns the descriptor and outlives this borrow of it.
+    unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) }
 }
 
 /// Waits until `fd` is readable, but no longer than this; whether it is.

@@ -9,7 +9,10 @@ use std::{
     time::Instant,
 };
 
-use rustix::{net::AddressFamily, net::SocketType, process::Signal};
+use rustix::{
+    net::{AddressFamily, SocketType},
+    process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit},
+};
 use system_tests::{PATIENCE, backend::Backend, binaries, process::Process, raw_client::RawClient};
 use vfio_user_protocol::{
     Command, Request,
@@ -336,4 +339,29 @@ fn a_reset_while_the_engine_works() {
         next.call(Command::DeviceGetInfo, &words([16, 0, 0, 0]), &[])
             .is_ok()
     );
+}
+
+#[test]
+fn who_cannot_be_accepted_is_once_there_is_room() {
+    let backend = Backend::start();
+    let mut first = RawClient::attach(&backend.socket());
+    first.assert_in_step();
+    let pid = i32::try_from(backend.process_id()).ok();
+    let pid = pid.and_then(Pid::from_raw).expect("a process");
+    let limit = |current| {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current, maximum };
+        prlimit(Some(pid), Resource::Nofile, limit).expect("a limit of descriptors");
+    };
+    limit(Some(backend.open_descriptors() as u64));
+    // A few, should there be gaps among the numbers in use.
+    let waiting: Vec<_> = (0..8)
+        .map(|_| RawClient::connect(&backend.socket()))
+        .collect();
+    backend.wait_for_log("could not be accepted", 1);
+    first.assert_in_step();
+    limit(getrlimit(Resource::Nofile).current);
+    drop(first);
+    drop(waiting);
+    RawClient::attach(&backend.socket()).assert_in_step();
 }
