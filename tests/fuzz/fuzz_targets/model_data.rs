@@ -25,6 +25,9 @@ use vfio_user_protocol::migration::MigrationState::{
 };
 use vm_memory::VolatileSlice;
 
+/// Bytes of a chunk's header, as the software GPU documents it; its length is in those from 16 to 24.
+const HEADER: usize = 64;
+
 #[derive(Arbitrary, Debug)]
 struct Input {
     /// Bytes of one write.
@@ -105,18 +108,20 @@ fn rig() -> &'static Rig {
         }
         let mut honest = Vec::new();
         let mut rest = &data[..length];
-        while let Some((header, _)) = rest.split_first_chunk::<24>() {
+        while let Some((header, _)) = rest.split_first_chunk::<HEADER>() {
             let kind = header[0];
-            let payload = u64::from_le_bytes(*header.last_chunk().expect("8 bytes"));
+            let length = header[16..].first_chunk().expect("8 bytes");
+            let payload = u64::from_le_bytes(*length);
             let payload = if kind == 3 {
                 0
             } else {
                 usize::try_from(payload).expect("a length")
             };
-            let (chunk, after) = rest.split_at(24 + payload);
+            let (chunk, after) = rest.split_at(HEADER + payload);
             honest.push(chunk.to_vec());
             rest = after;
         }
+        assert!(rest.is_empty(), "chunks to the end");
         Rig {
             gpu: gpu("vram=1M"),
             honest,
@@ -147,6 +152,7 @@ fn stream(input: &Input, honest: &[Vec<u8>]) -> Vec<u8> {
                 data.extend([0; 4]);
                 data.extend(offset.to_le_bytes());
                 data.extend(length.to_le_bytes());
+                data.extend([0; HEADER - 24]);
             }
             Part::Raw(bytes) => data.extend_from_slice(bytes),
         }
