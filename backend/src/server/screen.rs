@@ -4,7 +4,8 @@
 //! Closing some descriptors takes as long as the client likes: a socket of a network that lingers, a file whose file
 //! system is a process of the client's. Nobody here waits for that: such descriptors are turned away the moment they
 //! arrive, and closed by threads that nobody waits for. The same goes for connections that are not clients, which may
-//! have any descriptor in what they sent.
+//! have any descriptor in what they sent. Only what kind of file a client passed may have to be asked: its own session
+//! waits for that, and no longer than a second.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Streams that are not right, at every byte: never loaded, the device reset and usable, the source able to run.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::pwrite;
 use system_tests::{
     backend::Backend,
@@ -14,11 +13,11 @@ use system_tests::{
 };
 use vfio_user_protocol::{
     Request,
-    extension::migration::{EXPLAIN, MIG_SHM, MigShm, ShmTransfer},
+    extension::migration::{EXPLAIN, MIG_SHM, ShmTransfer},
     migration::MigrationState::*,
 };
 
-use crate::{EPROTO, MIB};
+use crate::{EPROTO, MIB, share};
 
 fn enable(client: &mut RawClient) {
     client.write(7, 4, &[6, 0]);
@@ -53,16 +52,7 @@ impl Target {
         let mut client = RawClient::connect(&backend.socket());
         let (granted, _) = client.negotiate(&offering(&[MIG_SHM]));
         assert!(granted.has_feature(MIG_SHM));
-        let memory = memfd_create("shared", MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&memory, MIB as u64).unwrap();
-        let share = MigShm {
-            argsz: 16,
-            flags: 0,
-            size: MIB as u64,
-        };
-        client
-            .request(&Request::MigShm(share), &[memory.as_fd()])
-            .unwrap();
+        let memory = share(&mut client, MIB);
         Self {
             client,
             memory: Some(memory),

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Loads whose device is reset in their midst, or whose pieces are lost: whoever ends them hears of it.
 
-use std::os::fd::AsFd;
-
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::ftruncate;
 use system_tests::{
     backend::Backend,
     migrating::{Migrates, offering},
@@ -11,11 +9,11 @@ use system_tests::{
 };
 use vfio_user_protocol::{
     Command, Request,
-    extension::migration::{MIG_SHM, MigShm, ShmTransfer},
+    extension::migration::{MIG_SHM, ShmTransfer},
     migration::MigrationState::*,
 };
 
-use crate::{EPROTO, MIB};
+use crate::{EPROTO, MIB, share};
 
 const ENODEV: u32 = 19;
 const EFAULT: u32 = 14;
@@ -89,16 +87,7 @@ fn a_piece_that_was_truncated_is_not_forgotten() {
     let from = zeros.expect("zeros behind what is in VRAM") + LOST;
     client.set_state(Resuming);
     client.data_write(&stream[..from]).unwrap();
-    let memory = memfd_create("shared", MemfdFlags::CLOEXEC).unwrap();
-    ftruncate(&memory, LOST as u64).unwrap();
-    let share = MigShm {
-        argsz: 16,
-        flags: 0,
-        size: LOST as u64,
-    };
-    client
-        .request(&Request::MigShm(share), &[memory.as_fd()])
-        .unwrap();
+    let memory = share(&mut client, LOST);
     ftruncate(&memory, 0).unwrap();
     let piece = ShmTransfer {
         argsz: 24,

@@ -297,8 +297,8 @@ impl Vram {
         memory.zero(0..self.size)
     }
 
-    /// Takes back what a client may have made of the file's flags, which it shares: writes that append, above all. A client that is
-    /// still there can do so again.
+    /// Takes back what a client may have made of the file's flags, which it shares: writes that append, above all. A
+    /// client that is still there can do so again.
     ///
     /// # Errors
     /// What the operating system says.
